@@ -1,0 +1,46 @@
+"""tfmetarec: TensorFlow recommenders that adapt to a new user inside the request.
+
+`import tfmetarec as tmr`, then `tmr.data`, `tmr.tasks`, `tmr.models`, `tmr.meta`, `tmr.evaluation`,
+`tmr.export`, `tmr.server`, `tmr.client` and `tmr.experiment`. Each is imported when it is first used, so that
+`tfmetarec --help` does not wait for TensorFlow.
+"""
+
+import importlib
+import os
+import sys
+from importlib.metadata import version as _version
+from types import ModuleType
+
+__version__ = _version("tfmetarec")
+__all__ = ["client", "data", "evaluation", "experiment", "export", "meta", "models", "server", "tasks"]
+
+
+def _use_legacy_keras() -> None:
+    """Lets TFRS load: it needs `tf.keras` to be tf_keras, which TensorFlow decides once, at its first use.
+
+    Keras 3 (`import keras`) is not affected.
+    """
+    loader = getattr(sys.modules.get("tensorflow"), "keras", None)
+    # TensorFlow's lazy loader notes what it resolved to; asking it for anything else would resolve it.
+    resolved = vars(loader).get("_tfll_keras_version") if loader is not None else None
+    if resolved not in (None, "tf_keras"):
+        raise ImportError(
+            "`tf.keras` has already been used as Keras 3, and TensorFlow Recommenders needs it to be tf_keras. "
+            "Import tfmetarec before anything that uses `tf.keras`, or set the environment variable "
+            "TF_USE_LEGACY_KERAS=1 before starting Python."
+        )
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets with pages of device notices.
+
+
+_use_legacy_keras()
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in __all__:
+        return importlib.import_module(f"tfmetarec.{name}")
+    raise AttributeError(f"module 'tfmetarec' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

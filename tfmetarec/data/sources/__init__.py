@@ -1,0 +1,49 @@
+"""Data sets by name: each is a file of this folder with a function `load`, imported when asked for."""
+
+import ast
+import importlib
+import pkgutil
+from importlib.resources import files
+from typing import Any
+
+from tfmetarec.data.errors import DataError, nearest_name
+from tfmetarec.data.interactions import Interactions
+
+
+def available() -> dict[str, str]:
+    """Returns the names that `load` knows, each with one line about it.
+
+    Example:
+    >>> available()["synthetic"]
+    'Made-up interactions with a known right answer: users prefer the items of their own group.'
+    """
+    # The sources are parsed, not imported: a list must not fail for one data set's missing package.
+    return {
+        module.name: (
+            ast.get_docstring(ast.parse((files(__name__) / f"{module.name}.py").read_text(encoding="utf-8")))
+            or ""
+        ).split("\n")[0]
+        for module in pkgutil.iter_modules(__path__)
+    }
+
+
+def load(name: str, **options: Any) -> Interactions:
+    """Returns the interactions of a data set.
+
+    Args:
+        name: str. One of `available()`.
+        **options: what the data set's own `load` takes, such as `folder` for `"movielens"`.
+
+    Raises:
+        DataError: if there is no such data set.
+
+    Example:
+    >>> load("synthetic", n_users=3, n_items=8, n_groups=2, interactions_per_user=2)
+    Interactions('synthetic': 6 rows, 3 users, ... items, implicit, ...)
+    """
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    if name not in names:
+        raise DataError(
+            f"`name` must be one of {', '.join(names)}{nearest_name(name, names)}. Received: name={name!r}"
+        )
+    return importlib.import_module(f"{__name__}.{name}").load(**options)

@@ -1,0 +1,432 @@
+"""Raw values <-> rows: the one place where ids, categories and words become numbers.
+
+The same TensorFlow code encodes whole tables before training and single requests inside an exported graph,
+so the two cannot disagree. Row 0 always means "never seen"; nothing is ever an error for being new.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import tensorflow as tf
+
+from tfmetarec.data.errors import DataError
+from tfmetarec.data.interactions import Interactions
+from tfmetarec.data.schema import Schema
+
+LISTS = ("category_list", "text")
+MISSING = ""  # What an absent category or word looks like in raw form.
+_SEPARATORS = r"[^\p{L}\p{N}]+"  # Between words; RE2's syntax, which polars's regex engine shares.
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What a model needs to know of one encoded feature.
+
+    Attributes:
+        name: the key in the features dict.
+        kind: one of `tfmetarec.data.schema.KINDS`.
+        size: rows of its embedding table, row 0 included; for a vector its width; for a number 1.
+        length: longest list kept (lists and texts), otherwise 1. `NAME_length` says how many are real.
+    """
+
+    name: str
+    kind: str
+    size: int
+    length: int = 1
+
+
+@dataclass(frozen=True)
+class FeatureSpecs:
+    """The plain, JSON-friendly part of a `Vocabulary`: enough to build a model, free of any raw id."""
+
+    user: tuple[FeatureSpec, ...]
+    item: tuple[FeatureSpec, ...]
+    feedback: str
+    label_mean: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> "FeatureSpecs":
+        user, item = (tuple(FeatureSpec(**spec) for spec in config[side]) for side in ("user", "item"))
+        return cls(user, item, config["feedback"], config["label_mean"])
+
+
+class Vocabulary(tf.Module):
+    """Knows every raw value seen in training, and the catalogue of items that may be recommended.
+
+    Build it with `Vocabulary.fit(split.train)`, never from test data. Raw categories are strings (numbers are
+    written as text), ids are int64 or strings as in the data, lists come with a `NAME_length` beside them.
+
+    Attributes:
+        specs: `FeatureSpecs`, what models are built from.
+        item_ids: array `(I,)` of raw item ids by row; row 0 is a placeholder (0 or "").
+        item_names: list of `I` display names by row, the raw id where there is no name.
+        catalogue: dict of arrays `(I, ...)`: the encoded features of every catalogue item, row 0 unknown.
+        popularity: `(I,)` int64, how many training users met each item.
+    """
+
+    def __init__(self, values: dict[str, dict[str, Any]], items: pl.DataFrame, meta: dict[str, Any]):
+        super().__init__(name="vocabulary")
+        self.specs = FeatureSpecs.from_dict(meta["specs"])
+        self._values, self._items, self._meta = values, items, meta
+        self._moments = meta["moments"]
+        self._tables: dict[tuple[str, str], tf.lookup.StaticHashTable] = {}
+        for side in ("user", "item"):
+            for spec in getattr(self.specs, side):
+                if spec.kind in ("id", "category", *LISTS) and spec.size > 1:  # An empty table is refused.
+                    self._tables[side, spec.name] = _lookup_table(values[side][spec.name])
+        placeholder = 0 if self.id_dtype("item") == tf.int64 else MISSING
+        # Object arrays of str: NumPy's fixed-width strings would cost the longest id for every row.
+        ids = values["item"]["item_id"]
+        self.item_ids = np.concatenate([np.asarray([placeholder], ids.dtype), ids])
+        self.popularity = np.concatenate([[0], items["popularity"].to_numpy()]).astype(np.int64)
+        self.item_names = ["?", *items["name"].to_list()]
+        self.catalogue = self._catalogue()
+
+    # -- building ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def fit(
+        cls,
+        interactions: Interactions,
+        *,
+        min_item_users: int = 1,
+        max_list_length: int = 8,
+        max_words: int = 2000,
+        user_ids: bool = False,
+    ) -> "Vocabulary":
+        """Learns the rows from training interactions.
+
+        Args:
+            interactions: the training part of a split.
+            min_item_users: int, at least 1. Items that fewer users met get no row and are not recommended.
+            max_list_length: int, at least 1. Longer lists and texts are cut. Defaults to 8.
+            max_words: int, at least 1. The most frequent words of a text feature that get a row.
+            user_ids: bool. Keep a row for every training user. Off by default: a model that adapts does not
+                need it, and an exported model then contains no user's id.
+
+        Raises:
+            DataError: if no item reaches `min_item_users`.
+        """
+        for name, value in (("min_item_users", min_item_users), ("max_list_length", max_list_length)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
+        schema = interactions.schema
+        counts = interactions.table.group_by("item_id").agg(pl.col("user_id").n_unique().alias("popularity"))
+        kept = counts.filter(pl.col("popularity") >= min_item_users).sort("item_id")
+        if kept.is_empty():
+            most = counts["popularity"].max()
+            raise DataError(
+                f"`min_item_users` leaves no item: the most popular one was met by {most} users. "
+                f"Received: min_item_users={min_item_users}"
+            )
+        items = kept.join(_features_frame(interactions, "item"), on="item_id", how="left")
+        name = schema.item_name
+        display = pl.col("item_id").cast(pl.String)
+        items = items.with_columns((pl.col(name).fill_null(display) if name else display).alias("name"))
+        users = interactions.table.select("user_id").unique().sort("user_id")
+        users = users.join(_features_frame(interactions, "user"), on="user_id", how="left")
+
+        values: dict[str, dict[str, Any]] = {"user": {}, "item": {}}
+        moments: dict[str, list[float]] = {}
+        specs: dict[str, list[FeatureSpec]] = {"user": [], "item": []}
+        for side, frame in (("user", users), ("item", items)):
+            for feature in getattr(schema, side):
+                if feature.name == schema.item_name and side == "item":
+                    continue  # A name is for people; its words rarely tell more than the categories do.
+                spec, known = _fit_feature(
+                    feature.name, feature.kind, frame, max_list_length, max_words, keep_ids=user_ids or side == "item"
+                )
+                specs[side].append(spec)
+                if spec.kind == "number":
+                    moments[f"{side}.{spec.name}"] = known
+                elif known is not None:
+                    values[side][spec.name] = known
+        popularity = items["popularity"].to_numpy() / max(users.height, 1)
+        specs["item"].append(FeatureSpec("item_popularity", "number", 1))
+        moments["item.item_popularity"] = [0.0, 1.0]  # Already a logarithm, see `_catalogue`.
+        label = interactions.table["label"]
+        feature_specs = FeatureSpecs(
+            tuple(specs["user"]), tuple(specs["item"]), schema.feedback, float(label.mean() or 0.0)
+        )
+        meta = {
+            "schema": schema.to_dict(),
+            "specs": feature_specs.to_dict(),
+            "moments": moments,
+            "label_range": [float(label.min() or 0.0), float(label.max() or 0.0)],
+            "unseen_popularity": float(np.log(0.5 / max(users.height, 1))),
+            "users": users.height,
+            "name": interactions.name,
+        }
+        items = items.with_columns(pl.Series("item_popularity", np.log(popularity), pl.Float32))
+        return cls(values, items, meta)
+
+    # -- reading -----------------------------------------------------------------------------------------
+
+    @property
+    def schema(self) -> Schema:
+        return Schema.from_dict(self._meta["schema"])
+
+    @property
+    def n_items(self) -> int:
+        """Catalogue items, row 0 included."""
+        return len(self.item_ids)
+
+    @property
+    def label_range(self) -> tuple[float, float]:
+        low, high = self._meta["label_range"]
+        return low, high
+
+    @property
+    def name(self) -> str:
+        return self._meta["name"]
+
+    def id_dtype(self, side: str) -> tf.DType:
+        """The dtype of raw ids of `side` ("user" or "item"): `tf.int64` or `tf.string`."""
+        values = self._values[side].get(f"{side}_id")
+        return tf.int64 if values is not None and values.dtype == np.int64 else tf.string
+
+    def item_rows(self, raw_ids: Any) -> np.ndarray:
+        """Rows of raw item ids, 0 where the catalogue has none.
+
+        Args:
+            raw_ids: array-like of any shape.
+        """
+        raw = np.asarray(raw_ids)
+        known = self.item_ids[1:]
+        if raw.size == 0 or raw.dtype.kind != ("i" if known.dtype.kind == "i" else raw.dtype.kind):
+            return np.zeros(raw.shape, np.int32)
+        raw = raw.astype(known.dtype)
+        position = np.minimum(np.searchsorted(known, raw), len(known) - 1)
+        return np.where(known[position] == raw, position + 1, 0).astype(np.int32)
+
+    def __repr__(self) -> str:
+        return f"<Vocabulary of {self.name}: {self.n_items - 1:,} items>"
+
+    # -- encoding ----------------------------------------------------------------------------------------
+
+    def raw_signature(self, side: str) -> dict[str, tf.TensorSpec]:
+        """The raw inputs of `side` as a request carries them, one row a user (or item): names, dtypes, shapes.
+
+        The `user_id` is not among them when the vocabulary keeps no user rows.
+        """
+        signature = {}
+        for spec in getattr(self.specs, side):
+            if spec.name == "item_popularity" or (spec.kind == "id" and spec.size == 1):
+                continue
+            dtype = tf.float32 if spec.kind in ("number", "vector") else tf.string
+            shape = {"category_list": [None, None], "vector": [None, spec.size]}.get(spec.kind, [None])
+            dtype = self.id_dtype(side) if spec.kind == "id" else dtype
+            signature[spec.name] = tf.TensorSpec(shape, dtype, spec.name)
+            if spec.kind == "category_list":
+                name = f"{spec.name}_length"
+                signature[name] = tf.TensorSpec([None], tf.int32, name)
+        return signature
+
+    def encode(self, side: str, raw: Mapping[str, Any], batch_size: Any = None) -> dict[str, tf.Tensor]:
+        """Encodes raw values; works eagerly and inside a graph.
+
+        Args:
+            side: "user" or "item".
+            raw: tensors as `raw_signature` names them, each `(B, ...)`.
+            batch_size: `B`, needed only where `raw` may be empty.
+
+        Returns:
+            Features of `B` rows: int32 rows for ids, categories (`(B,)`) and lists (`(B, L)`, with
+            `NAME_length`), float32 for numbers (standardised, missing = 0) and vectors.
+        """
+        features = {}
+        for spec in getattr(self.specs, side):
+            name = spec.name
+            if name == "item_popularity":
+                batch = tf.shape(raw["item_id"])
+                features[name] = raw.get(name, tf.fill(batch, self._meta["unseen_popularity"]))
+            elif spec.kind == "id" and spec.size == 1:
+                rows = tf.shape(next(iter(raw.values())))[0] if batch_size is None else batch_size
+                features[name] = tf.zeros([rows], tf.int32)
+            elif spec.kind in ("id", "category"):
+                features[name] = self._rows(side, name, raw[name])
+            elif spec.kind == "number":
+                mean, deviation = self._moments[f"{side}.{name}"]
+                value = (tf.cast(raw[name], tf.float32) - mean) / deviation
+                features[name] = tf.where(tf.math.is_finite(value), value, 0.0)
+            elif spec.kind == "vector":
+                value = tf.cast(raw[name], tf.float32)
+                features[name] = tf.where(tf.math.is_finite(value), value, 0.0)
+            elif spec.kind == "category_list":
+                rows = self._rows(side, name, raw[name])[:, : spec.length]
+                rows = tf.pad(rows, [[0, 0], [0, spec.length - tf.shape(rows)[1]]])
+                rows.set_shape([None, spec.length])
+                length = tf.minimum(tf.cast(raw[f"{name}_length"], tf.int32), spec.length)
+                features[name] = tf.where(tf.sequence_mask(length, spec.length), rows, 0)
+                features[f"{name}_length"] = length
+            else:  # text
+                words = tf.strings.regex_replace(tf.strings.lower(raw[name], "utf-8"), _SEPARATORS, " ")
+                ragged = tf.strings.split(words)
+                rows = ragged.with_flat_values(self._rows(side, name, ragged.flat_values))
+                rows = tf.ragged.boolean_mask(rows, rows > 0)  # Words without a row say nothing.
+                features[f"{name}_length"] = tf.cast(tf.minimum(rows.row_lengths(), spec.length), tf.int32)
+                features[name] = rows.to_tensor(0, shape=[None, spec.length])
+        return features
+
+    def encode_frame(self, side: str, frame: pl.DataFrame) -> dict[str, np.ndarray]:
+        """Encodes a table with one row a user (or item); columns it lacks count as missing."""
+        raw = {}
+        for spec in getattr(self.specs, side):
+            if spec.name == "item_popularity":
+                if spec.name in frame.columns:
+                    raw[spec.name] = frame[spec.name].to_numpy()
+            elif spec.kind != "id" or spec.name in frame.columns:
+                raw.update(_raw_columns(frame, spec))
+        return {name: np.asarray(value) for name, value in self.encode(side, raw, frame.height).items()}
+
+    def encode_items(self, interactions: Interactions, item_ids: pl.Series) -> dict[str, np.ndarray]:
+        """Features of any items by raw id, catalogue or not: what is new has row 0 and its content."""
+        frame = pl.DataFrame({"item_id": item_ids}).join(
+            _features_frame(interactions, "item"), on="item_id", how="left", maintain_order="left"
+        )
+        popularity = self._items.select("item_id", "item_popularity")
+        frame = frame.join(popularity, on="item_id", how="left", maintain_order="left")
+        unseen = self._meta["unseen_popularity"]
+        return self.encode_frame("item", frame.with_columns(pl.col("item_popularity").fill_null(unseen)))
+
+    def encode_users(self, interactions: Interactions, user_ids: pl.Series) -> dict[str, np.ndarray]:
+        """Features of any users by raw id; users without a row in the feature table are all "never seen"."""
+        frame = pl.DataFrame({"user_id": user_ids}).join(
+            _features_frame(interactions, "user"), on="user_id", how="left", maintain_order="left"
+        )
+        return self.encode_frame("user", frame)
+
+    def _rows(self, side: str, name: str, raw: Any) -> tf.Tensor:
+        table = self._tables.get((side, name))
+        if table is None:
+            return tf.zeros_like(raw, tf.int32)
+        return tf.cast(table.lookup(tf.cast(raw, table.key_dtype)), tf.int32)
+
+    def _catalogue(self) -> dict[str, np.ndarray]:
+        known = self.encode_frame("item", self._items)
+        features = {name: np.concatenate([np.zeros_like(value[:1]), value]) for name, value in known.items()}
+        features["item_popularity"][0] = self._meta["unseen_popularity"]
+        return features
+
+    # -- saving ------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `vocabulary.json`, `items.parquet` and one Parquet file of values per feature."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for side, features in self._values.items():
+            for name, values in features.items():
+                if name != "item_id":
+                    pl.DataFrame({name: values.tolist()}).write_parquet(folder / f"{side}.{name}.parquet")
+        self._items.write_parquet(folder / "items.parquet")
+        (folder / "vocabulary.json").write_text(json.dumps(self._meta, indent=1))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Vocabulary":
+        """Reads what `save` wrote."""
+        folder = Path(folder)
+        meta = json.loads((folder / "vocabulary.json").read_text())
+        items = pl.read_parquet(folder / "items.parquet")
+        values: dict[str, dict[str, Any]] = {"user": {}, "item": {"item_id": _as_array(items["item_id"])}}
+        for path in folder.glob("*.*.parquet"):
+            side, name = path.name.removesuffix(".parquet").split(".", 1)
+            values[side][name] = _as_array(pl.read_parquet(path)[name])
+        return cls(values, items, meta)
+
+
+def _features_frame(interactions: Interactions, side: str) -> pl.DataFrame:
+    """The feature table of one side, or an empty one with just the id column."""
+    frame = interactions.users if side == "user" else interactions.items
+    key = f"{side}_id"
+    return frame if frame is not None else interactions.table.select(key).clear()
+
+
+def _fit_feature(
+    name: str, kind: str, frame: pl.DataFrame, max_list_length: int, max_words: int, *, keep_ids: bool
+) -> tuple[FeatureSpec, Any]:
+    """The spec of one feature, and its known values (or the mean and deviation of a number)."""
+    column = frame[name] if name in frame.columns else pl.Series(name, [None] * frame.height, dtype=pl.String)
+    if kind == "id":
+        values = _as_array(column) if keep_ids else None
+        # Without rows the raw id dtype is forgotten too: nothing of it reaches an export.
+        return FeatureSpec(name, kind, 1 + (len(values) if values is not None else 0)), values
+    if kind == "number":
+        finite = column.cast(pl.Float64).fill_nan(None).drop_nulls()
+        mean, deviation = (float(finite.mean() or 0.0), float(finite.std() or 0.0)) if len(finite) else (0.0, 0.0)
+        return FeatureSpec(name, kind, 1), [mean, deviation if deviation > 0 else 1.0]
+    if kind == "vector":
+        widths = column.drop_nulls().list.len() if isinstance(column.dtype, pl.List) else None
+        width = int(widths.max() or 0) if widths is not None else int(getattr(column.dtype, "size", 0) or 0)
+        if width == 0:
+            raise DataError(f"feature `{name}` is a vector and must hold lists of numbers. Received: {column.dtype}")
+        return FeatureSpec(name, kind, width), None
+    if kind == "category":
+        known = _text(column).filter(_text(column) != MISSING).unique().sort()
+        return FeatureSpec(name, kind, 1 + len(known)), _as_array(known)
+    if kind == "category_list":
+        lists = column.cast(pl.List(pl.String))
+        known = lists.explode().drop_nulls()
+        known = known.filter(known != MISSING).unique().sort()
+        length = int(lists.list.len().max() or 1)
+        return FeatureSpec(name, kind, 1 + len(known), max(1, min(length, max_list_length))), _as_array(known)
+    words = _words(column).explode().rename("word")
+    counts = words.filter(words != MISSING).value_counts().sort(["count", "word"], descending=[True, False])
+    known = counts["word"].head(max_words).sort()
+    return FeatureSpec(name, kind, 1 + len(known), max_list_length), _as_array(known)
+
+
+def _words(column: pl.Series) -> pl.Series:
+    lowered = column.cast(pl.String).fill_null("").str.to_lowercase()
+    return lowered.str.replace_all(_SEPARATORS, " ").str.strip_chars(" ").str.split(" ")
+
+
+def _text(column: pl.Series) -> pl.Series:
+    return column.cast(pl.String).fill_null(MISSING)
+
+
+def _raw_columns(frame: pl.DataFrame, spec: FeatureSpec) -> dict[str, Any]:
+    """One column of a table in the raw form that `encode` takes."""
+    name, rows = spec.name, frame.height
+    absent = name not in frame.columns
+    if spec.kind == "number":
+        value = np.full(rows, np.nan) if absent else frame[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
+        return {name: value.astype(np.float32)}
+    if spec.kind == "vector":
+        value = np.zeros((rows, spec.size), np.float32)
+        for row, vector in enumerate([] if absent else frame[name].to_list()):
+            if vector is not None:
+                value[row, : len(vector)] = vector
+        return {name: value}
+    if spec.kind == "category_list":
+        if absent:
+            return {name: np.full((rows, 1), MISSING, object), f"{name}_length": np.zeros(rows, np.int32)}
+        lists = frame[name].cast(pl.List(pl.String)).fill_null([]).list.head(spec.length)
+        lengths = lists.list.len().to_numpy().astype(np.int32)
+        padded = np.full((rows, spec.length), MISSING, object)
+        padded[np.arange(spec.length) < lengths[:, None]] = lists.list.explode(empty_as_null=False).fill_null(MISSING).to_numpy()
+        return {name: padded, f"{name}_length": lengths}
+    if absent:
+        return {name: np.full(rows, MISSING, object)}
+    column = frame[name] if spec.kind == "id" else _text(frame[name])
+    return {name: _as_array(column)}
+
+
+def _as_array(column: pl.Series) -> np.ndarray:
+    """Integers as int64, everything else as an object array of str."""
+    if column.dtype.is_integer():
+        return column.cast(pl.Int64).to_numpy()
+    return np.asarray(column.cast(pl.String).to_list(), dtype=object)
+
+
+def _lookup_table(values: np.ndarray) -> tf.lookup.StaticHashTable:
+    keys = tf.constant(values, tf.int64 if values.dtype == np.int64 else tf.string)
+    rows = tf.range(1, len(values) + 1, dtype=tf.int64)
+    return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, rows), default_value=0)

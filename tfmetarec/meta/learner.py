@@ -1,0 +1,415 @@
+"""What every algorithm shares: adapting many tasks at once, scoring, and living inside Keras."""
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfmetarec.data.vocabulary import Vocabulary
+from tfmetarec.meta import losses
+from tfmetarec.meta.checkpoint import Checkpoint
+from tfmetarec.meta.fast_weights import Adaptable, Weights
+from tfmetarec.tasks.batching import Episodes
+from tfmetarec.tasks.episode import Episode, Features, Negatives, Support
+
+
+class AdaptedState(NamedTuple):
+    """`T` adapted tasks: their weights, and what is encoded of the side that each task is about.
+
+    Attributes:
+        weights: tensors `(T, ...)`, one per adapted variable.
+        user: encoded user side, leading dimensions `(T, 1)`; `None` if users vary within a task.
+        item: encoded item side, leading dimensions `(T, 1)`; `None` if items vary within a task.
+    """
+
+    weights: Weights
+    user: Any
+    item: Any
+
+
+class TaskRows(NamedTuple):
+    """One task as an algorithm sees it inside `adapt_task`: encoded rows and, maybe, negatives.
+
+    Attributes:
+        user: encoded users, leading dimension 1 or `S`.
+        item: encoded items, leading dimension 1 or `S`.
+        label: `(S,)`.
+        weight: `(S,)`, 0 for padding.
+        negative_item: encoded negatives, leading dimension `P`, or `None`.
+        negative_log_expected: `(P,)`, or `None`.
+        negative_weight: `(P,)`, or `None`.
+    """
+
+    user: Any
+    item: Any
+    label: tf.Tensor
+    weight: tf.Tensor
+    negative_item: Any = None
+    negative_log_expected: Any = None
+    negative_weight: Any = None
+
+
+class MetaLearner(keras.Model):
+    """Learns from many tasks how to adapt to a new one; `fit` it like any Keras model.
+
+    An algorithm overrides `adapt_task`, and `meta_gradients` if its outer step is unusual. Everything else is
+    here: tasks run side by side (`tf.vectorized_map`), never in a Python loop, and adapting returns weights
+    without touching a variable.
+
+    Args:
+        model: `keras.Model`, built, that maps a dict of features to `(batch, 1)` scores.
+        vocabulary: `tfmetarec.data.Vocabulary`. Defaults to the model's own. Needed for implicit feedback and
+            for export.
+        adapted: regular expression that says which variables adapt, see `Adaptable`.
+        contrast: int, at least 1. With implicit feedback a support holds only positives: adapting contrasts
+            them with this many catalogue items, drawn once by popularity and kept, so that a served model
+            answers the same request the same way. Defaults to 512.
+        seed: int, of the contrast items.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        vocabulary: Vocabulary | None = None,
+        adapted: str | None = None,
+        contrast: int = 512,
+        seed: int = 0,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        if contrast < 1:
+            raise ValueError(f"`contrast` must be at least 1. Received: contrast={contrast}")
+        self.model = model
+        self.adapted, self.contrast, self.seed = adapted, contrast, seed
+        self._adaptable = Adaptable(model, adapted)
+        self._set_vocabulary(vocabulary or getattr(model, "vocabulary", None))
+        self.task_loss = losses.resolve(None, self.feedback)
+        self.loss_tracker = keras.metrics.Mean(name="loss")
+        self.built = True
+
+    # -- what an algorithm overrides -----------------------------------------------------------------------
+
+    def adapt_task(self, task: TaskRows, training: bool) -> Weights:
+        """Adapted weights of one task; runs vectorised over all tasks of a batch.
+
+        Args:
+            task: the encoded support.
+            training: whether the result will be differentiated for the outer step.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must say how it adapts.")
+
+    def meta_gradients(self, episode: Episode) -> tuple[tf.Tensor, list[tf.Tensor], tf.Tensor]:
+        """Loss, gradient of every trainable variable, and query scores `(T, Q)` of one batch of episodes."""
+        with tf.GradientTape() as tape:
+            loss, scores = self.query_loss(episode, training=True)
+            total = tf.add_n([loss, *self.model.losses]) if self.model.losses else loss
+        variables = [variable.value for variable in self.trainable_variables]
+        return loss, tape.gradient(total, variables, unconnected_gradients="zero"), scores
+
+    # -- the two verbs ---------------------------------------------------------------------------------------
+
+    def adapt(self, support: Support, negatives: Negatives | None = None, training: bool = False) -> AdaptedState:
+        """Adapts to `T` tasks at once; no variable changes.
+
+        Args:
+            support: features, labels and lengths, as arrays or tensors. Length 0 gives the starting point.
+            negatives: what implicit feedback is contrasted with. Defaults to the fixed contrast items less
+                those in the support.
+            training: whether to encode in training mode (dropout).
+
+        Raises:
+            ValueError: if a label within the support is not finite (checked outside a graph).
+        """
+        support = _tensors(support)
+        self._check_labels(support)
+        user, item = self._encode(support, training)
+        rows = tf.shape(support.label)[1]
+        weight = tf.cast(tf.range(rows) < support.length[:, None], tf.float32)
+        task = TaskRows(_side_by_side(user), _side_by_side(item), tf.where(weight > 0, support.label, 0.0), weight)
+        if self.feedback == "implicit":
+            negatives = negatives or self._contrast_negatives(support)
+        weights = self._map(lambda rows: self.adapt_task(rows, training), task, negatives, training)
+        return AdaptedState(
+            weights,
+            _side_by_side(user) if user.shared else None,
+            _side_by_side(item) if item.shared else None,
+        )
+
+    def score(self, state: AdaptedState, item: Features | None = None, user: Features | None = None) -> tf.Tensor:
+        """Scores `(T, N)` of candidates under adapted weights.
+
+        Args:
+            state: what `adapt` returned.
+            item: features of the candidates of each task, `(T, N, ...)`, or of candidates common to all
+                tasks, `(N, ...)`. For tasks about an item leave it out and give `user`.
+            user: the same for candidate users.
+        """
+        given = {"user": user, "item": item}
+        sides = {"user": state.user, "item": state.item}
+        encode = {"user": self._adaptable.encode_user, "item": self._adaptable.encode_item}
+        mapped, common = {}, {}
+        for side, features in given.items():
+            if features is None:
+                mapped[side] = sides[side]
+            else:
+                features = _tensors(features)
+                target = common if features[f"{side}_id"].shape.rank == 1 else mapped
+                target[side] = encode[side](features, training=False)
+
+        def score_task(inputs: tuple[Weights, dict]) -> tf.Tensor:
+            weights, own = inputs
+            both = {**own, **common}
+            return self._adaptable.score(weights, both["user"], both["item"])
+
+        return tf.vectorized_map(score_task, (state.weights, mapped))
+
+    def query(self, state: AdaptedState) -> tf.Tensor:
+        """Query vectors `(T, D)` whose dot product with `model.encode_item` is the score, before activation.
+
+        Raises:
+            ValueError: if the model's score is not a dot product.
+        """
+        if not self._adaptable.is_retrieval:
+            raise ValueError(f"`query` needs a model that scores by a dot product. Received: {type(self.model).__name__}")
+        return tf.vectorized_map(lambda s: self._adaptable.query(s[0], s[1])[0], (state.weights, state.user))
+
+    # -- the outer loop ----------------------------------------------------------------------------------------
+
+    def query_loss(self, episode: Episode, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mean loss over tasks on the query after adapting to the support, and the query scores `(T, Q)`."""
+        support_negatives = episode.support_negatives or None
+        state = self.adapt(episode.support, support_negatives if training else None, training=training)
+        return self._query_loss_under(state.weights, episode, training)
+
+    def _query_loss_under(self, weights: Weights, episode: Episode, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        query = _tensors(episode.query)
+        user, item = self._encode(query, training)
+        weight = tf.cast(tf.range(tf.shape(query.label)[1]) < query.length[:, None], tf.float32)
+        task = TaskRows(_side_by_side(user), _side_by_side(item), query.label, weight)
+
+        def loss_of(own: tuple[Weights, TaskRows]) -> tuple[tf.Tensor, tf.Tensor]:
+            return self._task_loss_and_scores(*own)
+
+        loss, scores = self._map(loss_of, task, episode.query_negatives or None, training, weights)
+        return tf.reduce_mean(loss), scores
+
+    def support_loss(self, weights: Weights, task: TaskRows) -> tf.Tensor:
+        """The inner loss of one task under `weights`."""
+        return self._task_loss_and_scores(weights, task)[0]
+
+    def _task_loss_and_scores(self, weights: Weights, task: TaskRows) -> tuple[tf.Tensor, tf.Tensor]:
+        scores = self._adaptable.score(weights, task.user, task.item)
+        negatives = None
+        if task.negative_item is not None:
+            negative_scores = self._adaptable.score(weights, task.user, task.negative_item)
+            negatives = losses.NegativeRows(negative_scores, task.negative_log_expected, task.negative_weight)
+        return self.task_loss(losses.Rows(task.label, scores, task.weight), negatives), scores
+
+    def _map(
+        self, function: Any, task: TaskRows, negatives: Negatives | None, training: bool, weights: Weights | None = None
+    ) -> Any:
+        """Runs `function` on every task of a batch at once, with shared negatives encoded a single time."""
+        mapped: dict[str, Any] = {"task": task[:4]}
+        common: dict[str, Any] = {}
+        if weights is not None:
+            mapped["weights"] = weights
+        if negatives is not None:
+            item = self._adaptable.encode_item(_tensors(negatives.item), training=training)
+            shared = tf.convert_to_tensor(negatives.log_expected).shape.rank == 1
+            (common if shared else mapped)["negatives"] = (item, tf.convert_to_tensor(negatives.log_expected))
+            mapped["negative_weight"] = tf.convert_to_tensor(negatives.weight)
+
+        def one(own: dict[str, Any]) -> Any:
+            both = {**own, **common}
+            rows = TaskRows(*both["task"])
+            if negatives is not None:
+                item, log_expected = both["negatives"]
+                rows = rows._replace(
+                    negative_item=item, negative_log_expected=log_expected, negative_weight=both["negative_weight"]
+                )
+            return function(rows if weights is None else (both["weights"], rows))
+
+        return tf.vectorized_map(one, mapped)
+
+    def _encode(self, support: Support, training: bool) -> tuple["_Side", "_Side"]:
+        user = self._adaptable.encode_user(support.user, training=training)
+        item = self._adaptable.encode_item(support.item, training=training)
+        return (
+            _Side(user, support.user["user_id"].shape.rank == 1),
+            _Side(item, support.item["item_id"].shape.rank == 1),
+        )
+
+    # -- implicit feedback: what the support is contrasted with ------------------------------------------------
+
+    @property
+    def feedback(self) -> str:
+        specs = getattr(self.vocabulary, "specs", None) or getattr(self.model, "specs", None)
+        return specs.feedback if specs is not None else "explicit"
+
+    def _set_vocabulary(self, vocabulary: Vocabulary | None) -> None:
+        self.vocabulary = vocabulary
+        self._contrast_items: np.ndarray | None = None
+        if vocabulary is not None and vocabulary.specs.feedback == "implicit":
+            weights = vocabulary.popularity.astype(float) ** 0.75
+            probability = weights / weights.sum()
+            drawable = int((weights > 0).sum())
+            rng = np.random.default_rng(self.seed)
+            if self.contrast >= drawable:  # The whole catalogue: the softmax is exact.
+                self._contrast_items = np.flatnonzero(weights > 0).astype(np.int32)
+                self._contrast_log_expected = np.zeros(drawable, np.float32)
+            else:
+                rows = rng.choice(len(weights), self.contrast, p=probability)
+                self._contrast_items = np.sort(rows).astype(np.int32)
+                self._contrast_log_expected = np.log(self.contrast * probability[self._contrast_items]).astype(np.float32)
+
+    def _contrast_negatives(self, support: Support) -> Negatives:
+        if self._contrast_items is None:
+            raise ValueError("`vocabulary` is needed to adapt from implicit feedback, and this learner has none.")
+        assert self.vocabulary is not None
+        item = {name: tf.constant(value[self._contrast_items]) for name, value in self.vocabulary.catalogue.items()}
+        rows = tf.range(tf.shape(support.label)[1])
+        real = rows < support.length[:, None]  # (T, S)
+        same = support.item["item_id"][:, :, None] == tf.constant(self._contrast_items)  # (T, S, P)
+        met = tf.reduce_any(same & real[:, :, None], axis=1)
+        return Negatives(item, tf.constant(self._contrast_log_expected), 1.0 - tf.cast(met, tf.float32))
+
+    def _check_labels(self, support: Support) -> None:
+        if not tf.executing_eagerly():
+            return
+        real = np.arange(support.label.shape[1]) < np.asarray(support.length)[:, None]
+        wrong = np.flatnonzero((real & ~np.isfinite(support.label.numpy())).any(axis=1))
+        if len(wrong):
+            raise ValueError(f"support labels must be finite. Received NaN or infinity in task {wrong[0]}.")
+
+    # -- Keras ---------------------------------------------------------------------------------------------------
+
+    def compile(
+        self, optimizer: Any = "adam", loss: Any = None, metrics: Any = None, *, jit_compile: bool = False, **kwargs: Any
+    ) -> None:
+        """Configures the outer loop.
+
+        Args:
+            optimizer: of the outer loop, as Keras takes it.
+            loss: "sampled_softmax", a `SampledSoftmax`, or any Keras loss. Defaults to "sampled_softmax" for
+                implicit feedback and "mean_squared_error" for explicit.
+            metrics: Keras metrics of query labels and scores after adapting.
+            jit_compile: bool. XLA for the training step.
+        """
+        super().compile(optimizer=optimizer, metrics=metrics, jit_compile=jit_compile, **kwargs)
+        self.task_loss = losses.resolve(loss, self.feedback)
+
+    def get_compile_config(self) -> dict[str, Any]:
+        config = super().get_compile_config() or {}
+        config["loss"] = keras.saving.serialize_keras_object(self.task_loss)
+        return config
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        config = keras.saving.deserialize_keras_object(config)
+        self.compile(**config)
+        if self.optimizer is not None:
+            self.optimizer.build(self.trainable_variables)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        episode = _episode(data)
+        loss, gradients, scores = self.meta_gradients(episode)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return self._logs(loss, episode, scores)
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        episode = _episode(data)
+        loss, scores = self.query_loss(episode, training=False)
+        return self._logs(loss, episode, scores)
+
+    def call(self, episode: Any, training: bool = False) -> tf.Tensor:
+        """Query scores `(T, Q)` after adapting to the support."""
+        episode = _episode(episode)
+        state = self.adapt(episode.support)
+        weights = tf.cast(tf.range(tf.shape(episode.query.label)[1]) < episode.query.length[:, None], tf.float32)
+        user, item = self._encode(_tensors(episode.query), False)
+        task = TaskRows(_side_by_side(user), _side_by_side(item), episode.query.label, weights)
+        return self._map(
+            lambda own: self._adaptable.score(own[0], own[1].user, own[1].item), task, None, False, state.weights
+        )
+
+    def predict_step(self, data: Any) -> tf.Tensor:
+        return self(_episode(data))
+
+    def _logs(self, loss: tf.Tensor, episode: Episode, scores: tf.Tensor) -> dict[str, Any]:
+        self.loss_tracker.update_state(loss)
+        if self._compile_metrics is not None:
+            query = episode.query
+            real = tf.cast(tf.range(tf.shape(query.label)[1]) < query.length[:, None], tf.float32)
+            label, score = tf.reshape(query.label, [-1, 1]), tf.reshape(scores, [-1, 1])
+            self._compile_metrics.update_state(label, score, sample_weight=tf.reshape(real, [-1]))
+        return self.get_metrics_result()
+
+    def fit(self, x: Any = None, *args: Any, callbacks: Any = None, **kwargs: Any) -> keras.callbacks.History:
+        """Keras's `fit`; `x` and `validation_data` may be `Episodes`, and `callbacks` may hold a `Checkpoint`.
+
+        With a `Checkpoint` whose folder holds an earlier run, training continues after that run's last
+        complete epoch with the very episodes an unbroken run would have seen.
+        """
+        callbacks = list(callbacks or [])
+        for callback in callbacks:
+            if isinstance(callback, Checkpoint):
+                kwargs["initial_epoch"] = max(callback.restore(self), kwargs.get("initial_epoch", 0))
+        if isinstance(x, Episodes):
+            steps = kwargs.setdefault("steps_per_epoch", len(x))
+            x = x.dataset(kwargs.get("initial_epoch", 0) * steps)
+        if isinstance(kwargs.get("validation_data"), Episodes):
+            kwargs["validation_data"] = _once(kwargs["validation_data"])
+        return super().fit(x, *args, callbacks=callbacks, **kwargs)
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Keras's `evaluate`: the query loss after adapting. `x` may be `Episodes`."""
+        return super().evaluate(_once(x) if isinstance(x, Episodes) else x, *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> np.ndarray:
+        """Keras's `predict`: query scores `(T, Q)` after adapting. `x` may be `Episodes`."""
+        return super().predict(_once(x) if isinstance(x, Episodes) else x, *args, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        model = keras.saving.serialize_keras_object(self.model)
+        own = {"adapted": self.adapted, "contrast": self.contrast, "seed": self.seed}
+        return {"model": model, **own, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "MetaLearner":
+        config = dict(config)
+        config["model"] = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
+        return cls(**config)
+
+    def save_assets(self, folder: str) -> None:
+        if self.vocabulary is not None:
+            self.vocabulary.save(folder)
+
+    def load_assets(self, folder: str) -> None:
+        self._set_vocabulary(Vocabulary.load(folder))
+
+
+class _Side(NamedTuple):
+    """One encoded side of a support: `shared` if a task has a single user (or item) for all its rows."""
+
+    encoded: Any
+    shared: bool
+
+
+def _side_by_side(side: _Side) -> Any:
+    """Leading dimensions `(T, R)` for both kinds: a shared side gets `R = 1`."""
+    return tf.nest.map_structure(lambda t: t[:, None], side.encoded) if side.shared else side.encoded
+
+
+def _tensors(structure: Any) -> Any:
+    return tf.nest.map_structure(tf.convert_to_tensor, structure)
+
+
+def _episode(data: Any) -> Episode:
+    if not isinstance(data, Episode):
+        raise TypeError(f"a meta-learner trains on episodes, see `tfmetarec.tasks`. Received: {type(data).__name__}")
+    return data
+
+
+def _once(episodes: Episodes) -> tf.data.Dataset:
+    return episodes.dataset(batches=len(episodes))

@@ -1,0 +1,7 @@
+"""Plain Keras models that know nothing of episodes, and the baselines every learner is compared with."""
+
+from tfmetarec.models.features import FeatureEncoder, ItemEncoder, ListPooling, placeholder_features
+from tfmetarec.models.ranker import Ranker
+from tfmetarec.models.two_tower import TwoTower
+
+__all__ = ["FeatureEncoder", "ItemEncoder", "ListPooling", "Ranker", "TwoTower", "placeholder_features"]

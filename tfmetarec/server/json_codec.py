@@ -1,0 +1,509 @@
+"""REST bodies to tensors and back, by TensorFlow Serving's rules.
+
+The rules for requests: `{"instances": [...]}` lists rows, `{"inputs": ...}` holds whole tensors; a number for a
+float input may be an integer, a number for an integer input may not have a point; `{"b64": "..."}` is bytes.
+Most requests are plain numbers, which NumPy converts at once. Anything NumPy would convert too kindly takes
+the slow way, value by value, which also words every error.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.example import example_pb2, feature_pb2
+from tensorflow.core.framework import types_pb2
+from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow_serving.apis import classification_pb2, input_pb2, regression_pb2
+
+from tfmetarec.server import json_text
+from tfmetarec.server.status import StatusError, invalid_argument
+from tfmetarec.server.tensors import dtype_name, numpy_dtype
+
+_INT_RANGES = {
+    types_pb2.DT_INT32: (-(2**31), 2**31 - 1),
+    types_pb2.DT_INT16: (-(2**31), 2**31 - 1),  # Carried as int32, then narrowed.
+    types_pb2.DT_INT8: (-(2**31), 2**31 - 1),
+    types_pb2.DT_UINT8: (-(2**31), 2**31 - 1),
+    types_pb2.DT_INT64: (-(2**63), 2**63 - 1),
+    types_pb2.DT_UINT32: (0, 2**32 - 1),
+    types_pb2.DT_UINT64: (0, 2**64 - 1),
+}
+_FLOATS = (types_pb2.DT_FLOAT, types_pb2.DT_DOUBLE)
+_TYPE_NAMES = {type(None): "Null", dict: "Object", list: "Array", str: "String", int: "Number", float: "Number"}
+
+
+class PredictBody(NamedTuple):
+    """What a `:predict` body says.
+
+    Attributes:
+        inputs: tensors by input name.
+        row_format: bool. Whether the answer lists rows (`predictions`) or whole tensors (`outputs`).
+    """
+
+    inputs: dict[str, np.ndarray]
+    row_format: bool
+
+
+def _type_name(value: Any) -> str:
+    return str(value) if isinstance(value, bool) else _TYPE_NAMES[type(value)]
+
+
+def _format_error(value: Any, message: str) -> StatusError:
+    return invalid_argument(f"JSON Value: {json_text.pretty(value)} {message}")
+
+
+def signature_name(document: dict[str, Any]) -> str:
+    """The `signature_name` of a body; empty if it names none."""
+    name = document.get("signature_name", "")
+    if not isinstance(name, str):
+        raise _format_error(document, "not formatted correctly. 'signature_name' key must be a string value.")
+    return name
+
+
+def predict_body(
+    document: dict[str, Any], signature: str, inputs: Mapping[str, meta_graph_pb2.TensorInfo], body: bytes
+) -> PredictBody:
+    """Reads the tensors of a `:predict` body.
+
+    Args:
+        document: dict, the parsed body.
+        signature: str. The signature's name, for the error; empty for the default one.
+        inputs: the signature's inputs, by name.
+        body: bytes. The text that `document` was parsed from.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT where values do not fit the signature.
+    """
+    if not inputs:
+        raise invalid_argument(f"Failed to get input map for signature: {signature or 'DEFAULT'}")
+    if "instances" in document and "inputs" in document:
+        raise _format_error(
+            document, "Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist "
+        )
+    # NumPy reads `true` as 1. Only a body with these words can hold one, and it takes the slow way.
+    fast = not any(word in body for word in (b"true", b"false", b"null"))
+    if "instances" in document:
+        rows = document["instances"]
+        if not isinstance(rows, list):
+            raise _format_error(document, "Expecting 'instances' to be an list/array")
+        if not rows:
+            raise _format_error(document, "No values in 'instances' array")
+        return PredictBody(_from_rows(rows, inputs, fast), row_format=True)
+    if "inputs" in document:
+        return PredictBody(_from_columns(document["inputs"], inputs, fast), row_format=False)
+    raise invalid_argument("Missing 'inputs' or 'instances' key")
+
+
+def _is_base64(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, dict) and not _is_base64(value)
+
+
+def _from_columns(
+    value: Any, inputs: Mapping[str, meta_graph_pb2.TensorInfo], fast: bool
+) -> dict[str, np.ndarray]:
+    if _is_named(value):
+        for name in sorted(inputs):
+            if name not in value:
+                raise invalid_argument(f"Missing named input: {name} in 'inputs' object.")
+        return {name: _tensor(value[name], info.dtype, fast) for name, info in inputs.items()}
+    if len(inputs) > 1:
+        raise invalid_argument(
+            "inputs is a plain value/list, but expecting an object as multiple input tensors required as per "
+            "tensorinfo_map"
+        )
+    ((name, info),) = inputs.items()
+    return {name: _tensor(value, info.dtype, fast)}
+
+
+def _from_rows(
+    rows: list[Any], inputs: Mapping[str, meta_graph_pb2.TensorInfo], fast: bool
+) -> dict[str, np.ndarray]:
+    if not isinstance(rows[0], dict) and len(inputs) > 1:
+        raise invalid_argument(
+            "instances is a plain list, but expecting list of objects as multiple input tensors required as per "
+            "tensorinfo_map"
+        )
+    if fast:
+        tensors = _from_rows_at_once(rows, inputs)
+        if tensors is not None:
+            return tensors
+    return _from_rows_one_by_one(rows, inputs)
+
+
+def _from_rows_at_once(
+    rows: list[Any], inputs: Mapping[str, meta_graph_pb2.TensorInfo]
+) -> dict[str, np.ndarray] | None:
+    if _is_named(rows[0]):
+        if not all(isinstance(row, dict) and row.keys() == inputs.keys() for row in rows):
+            return None
+        columns: dict[str, list[Any]] = {name: [row[name] for row in rows] for name in inputs}
+    else:
+        columns = {next(iter(inputs)): rows}
+    tensors = {}
+    for name, column in columns.items():
+        tensor = _numbers(column, inputs[name].dtype)
+        if tensor is None:
+            return None
+        tensors[name] = tensor
+    return tensors
+
+
+def _from_rows_one_by_one(
+    rows: list[Any], inputs: Mapping[str, meta_graph_pb2.TensorInfo]
+) -> dict[str, np.ndarray]:
+    named = _is_named(rows[0])
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in inputs}
+    for number, row in enumerate(rows):
+        if named and not _is_named(row):
+            raise invalid_argument(f"Expecting object but got list at item {number} of input list")
+        if not named and _is_named(row):
+            raise invalid_argument(f"Expecting value/list but got object at item {number} of input list")
+        for name, value in row.items() if named else [(next(iter(inputs)), row)]:
+            try:
+                if name not in inputs:
+                    raise invalid_argument(f"JSON object: does not have named input: {name}")
+                columns[name].append(_row_tensor(value, inputs[name].dtype, columns[name]))
+            except StatusError as error:
+                key = f" key: {name}" if named else ""
+                raise invalid_argument(
+                    f"Failed to process element: {number}{key} of 'instances' list. Error: {error}"
+                ) from None
+        if named and row.keys() != inputs.keys():
+            raise invalid_argument(
+                f"Failed to process element: {number} of 'instances' list. JSON object: {json_text.pretty(row)} "
+                f"keys must be equal to: {','.join(sorted(inputs))}"
+            )
+    return {name: np.stack(column) for name, column in columns.items()}
+
+
+def _row_tensor(value: Any, dtype: int, earlier: list[np.ndarray]) -> np.ndarray:
+    tensor = _tensor(value, dtype, fast=False)
+    if earlier and earlier[0].size != tensor.size:
+        raise invalid_argument(f"Expecting tensor size: {earlier[0].size} but got: {tensor.size}")
+    if earlier and earlier[0].shape != tensor.shape:
+        raise invalid_argument(f"Expecting shape {_shape(earlier[0])} but got: {_shape(tensor)}")
+    return tensor
+
+
+def _shape(tensor: np.ndarray) -> str:
+    return f"[{','.join(map(str, tensor.shape))}]"
+
+
+def _numbers(value: Any, dtype: int) -> np.ndarray | None:
+    """Converts nested lists of numbers at once; `None` where that could differ from value by value."""
+    if dtype not in _FLOATS and dtype not in _INT_RANGES:
+        return None
+    try:
+        array = np.array(value)
+    except (ValueError, OverflowError):  # Ragged.
+        return None
+    if dtype in _FLOATS:
+        return _to_float(array, dtype) if array.dtype.kind in "if" else None
+    if array.size == 0:
+        return array.astype(numpy_dtype(dtype))
+    low, high = _INT_RANGES[dtype]
+    if array.dtype.kind != "i" or array.min() < low or array.max() > high:
+        return None
+    return array.astype(numpy_dtype(dtype))
+
+
+def _to_float(array: np.ndarray, dtype: int) -> np.ndarray:
+    with np.errstate(over="ignore"):  # Too large for float32 becomes infinity.
+        return array.astype(numpy_dtype(dtype))
+
+
+def _tensor(value: Any, dtype: int, fast: bool) -> np.ndarray:
+    if fast:
+        array = _numbers(value, dtype)
+        if array is not None:
+            return array
+    shape: list[int] = []
+    first = value
+    while isinstance(first, list):
+        shape.append(len(first))
+        if not first:
+            break
+        first = first[0]
+    flat: list[Any] = []
+    _flatten(value, 0, shape, dtype, flat)
+    if dtype == types_pb2.DT_STRING:
+        array = np.empty(len(flat), np.object_)
+        array[:] = flat
+    elif dtype in _FLOATS:
+        array = _to_float(np.array(flat, np.float64), dtype)
+    elif dtype in _INT_RANGES:
+        array = np.array(flat, np.uint64 if dtype == types_pb2.DT_UINT64 else np.int64).astype(numpy_dtype(dtype))
+    else:
+        array = np.array(flat, numpy_dtype(dtype))
+    return array.reshape(shape)
+
+
+def _flatten(value: Any, level: int, shape: list[int], dtype: int, flat: list[Any]) -> None:
+    if not isinstance(value, list):
+        if level != len(shape):
+            raise _format_error(
+                value, f"found at incorrect level: {level + 1} in the JSON DOM. Expected at level: {len(shape)}"
+            )
+        flat.append(_scalar(value, dtype))
+        return
+    if level >= len(shape):
+        raise invalid_argument(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
+    if len(value) != shape[level]:
+        raise invalid_argument(
+            f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}"
+        )
+    for item in value:
+        _flatten(item, level + 1, shape, dtype, flat)
+
+
+def _scalar(value: Any, dtype: int) -> Any:
+    wrong_type = _type_error(value, dtype)
+    if isinstance(value, dict):
+        if dtype == types_pb2.DT_STRING:
+            return _decode_base64(value)
+        raise wrong_type()
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if dtype in _FLOATS:
+        if not number:
+            raise wrong_type()
+        try:
+            return float(value)
+        except OverflowError:
+            return math.copysign(math.inf, value)
+    if dtype in _INT_RANGES:
+        low, high = _INT_RANGES[dtype]
+        if not number or isinstance(value, float) or not low <= value <= high:
+            raise wrong_type()
+        return value
+    if dtype == types_pb2.DT_STRING:
+        if not isinstance(value, str):
+            raise wrong_type()
+        return _encode_text(value)
+    if dtype == types_pb2.DT_BOOL:
+        if not isinstance(value, bool):
+            raise wrong_type()
+        return value
+    raise StatusError(
+        "UNIMPLEMENTED", f"Conversion of JSON Value: {json_text.pretty(value)} to type: {dtype_name(dtype)}"
+    )
+
+
+def _type_error(value: Any, dtype: int) -> Any:
+    return lambda: _format_error(value, f"Type: {_type_name(value)} is not of expected type: {dtype_name(dtype)}")
+
+
+def _encode_text(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise invalid_argument("JSON Parse error: The surrogate pair in string is invalid.") from None
+
+
+def _decode_base64(value: dict[str, Any]) -> bytes:
+    if not _is_base64(value):
+        raise _format_error(value, "not formatted correctly for base64 data")
+    text = "".join(value["b64"].split()).rstrip("=")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise invalid_argument("Unable to base64 decode") from None
+
+
+def fill_examples(document: dict[str, Any], request_input: input_pb2.Input) -> None:
+    """Reads the examples of a `:classify` or `:regress` body into `request_input`.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT where the body does not hold a list of flat feature objects.
+    """
+    has_context = "context" in document
+    if has_context:
+        _fill_example(document["context"], request_input.example_list_with_context.context)
+    if "examples" not in document:
+        raise _format_error(document, "When method is classify, key 'examples' is expected and was not found")
+    examples = document["examples"]
+    if not isinstance(examples, list):
+        raise _format_error(document, "Expecting 'examples' value to be an list/array")
+    if not examples:
+        raise _format_error(document, "'examples' value is an empty array")
+    target = request_input.example_list_with_context if has_context else request_input.example_list
+    for example in examples:
+        _fill_example(example, target.examples.add())
+
+
+def _fill_example(value: Any, example: example_pb2.Example) -> None:
+    if not isinstance(value, dict):
+        raise invalid_argument(f"Example must be JSON object but got JSON {_type_name(value)}")
+    example.SetInParent()
+    for name, content in value.items():
+        feature = example.features.feature[name]
+        for item in content if isinstance(content, list) else [content]:
+            _add_to_feature(item, name, feature)
+
+
+def _add_to_feature(value: Any, name: str, feature: feature_pb2.Feature) -> None:
+    if value is None or isinstance(value, list) or _is_named(value):
+        raise invalid_argument(f"Feature: {name} has element with unexpected JSON type: {_type_name(value)}")
+    if isinstance(value, str | dict):
+        kind, item = "bytes", _encode_text(value) if isinstance(value, str) else _decode_base64(value)
+    elif isinstance(value, float):
+        kind, item = "float", value
+    else:
+        kind, item = "int64", int(value)
+    present = feature.WhichOneof("kind")
+    if present not in (None, f"{kind}_list"):
+        raise invalid_argument(
+            f"Unexpected element type in feature: {name} expecting type: {present.removesuffix('_list')}"
+        )
+    if kind == "int64" and not -(2**63) <= item < 2**63:
+        raise invalid_argument(f"Feature: {name} has uint64 element. Only int64 is supported.")
+    if kind == "float" and math.isfinite(item) and abs(item) > np.finfo(np.float32).max:
+        item = math.copysign(math.inf, item)
+    getattr(feature, f"{kind}_list").value.append(item)
+
+
+def predict_text(outputs: Mapping[str, np.ndarray], row_format: bool) -> bytes:
+    """Writes the answer to `:predict`.
+
+    Args:
+        outputs: tensors by output name, at least one. One output is written bare, several by name.
+        row_format: bool. Whether to list rows; then all outputs need one common first dimension.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT where the outputs have no rows or a type JSON cannot show.
+    """
+    if not outputs:
+        raise invalid_argument("Cannot convert empty tensor map to JSON")
+    text = _rows_text(outputs) if row_format else _columns_text(outputs)
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _rows_text(outputs: Mapping[str, np.ndarray]) -> str:
+    sizes: list[int] = []
+    for name, tensor in outputs.items():
+        if tensor.ndim == 0:
+            raise invalid_argument(f"Tensor name: {name} has no shape information ")
+        if sizes and sizes[0] != len(tensor):
+            raise invalid_argument(
+                f"Tensor name: {name} has inconsistent batch size: {len(tensor)} expecting: {sizes[0]}"
+            )
+        sizes.append(len(tensor))
+    rows = {name: _nest(_value_texts(name, tensor), tensor.shape, 1) for name, tensor in outputs.items()}
+    if not sizes[0]:
+        listed = "[]"
+    elif len(outputs) == 1:
+        (texts,) = rows.values()
+        listed = "[" + ", ".join(texts) + "\n    ]"
+    else:
+        keys = [json_text.quote(name) for name in rows]
+        objects = (
+            ",\n".join(f"            {key}: {text}" for key, text in zip(keys, texts, strict=True))
+            for texts in zip(*rows.values(), strict=True)
+        )
+        listed = "[\n" + ",\n".join(f"        {{\n{members}\n        }}" for members in objects) + "\n    ]"
+    return f'{{\n    "predictions": {listed}\n}}'
+
+
+def _columns_text(outputs: Mapping[str, np.ndarray]) -> str:
+    if len(outputs) == 1:
+        ((name, tensor),) = outputs.items()
+        return f'{{\n    "outputs": {_nested_text(name, tensor, 1)}\n}}'
+    members = (
+        f"        {json_text.quote(name)}: {_nested_text(name, tensor, 2)}" for name, tensor in outputs.items()
+    )
+    return '{\n    "outputs": {\n' + ",\n".join(members) + "\n    }\n}"
+
+
+def _nested_text(name: str, tensor: np.ndarray, depth: int) -> str:
+    return _nest(_value_texts(name, tensor), tensor.shape, 0, depth)[0]
+
+
+def _nest(texts: list[str], shape: tuple[int, ...], first: int, depth: int | None = None) -> list[str]:
+    """Wraps flat texts in brackets, innermost dimension first, down to dimension `first`.
+
+    Without a `depth` everything stays on one line; with it, each value gets its own, indented that deep.
+    """
+    for level in reversed(range(first, len(shape))):
+        size, outer = shape[level], math.prod(shape[:level])
+        start = between = end = ""
+        if depth is not None:
+            start = "\n" + json_text.INDENT * (depth + level + 1)
+            end = "\n" + json_text.INDENT * (depth + level)
+        between = "," + (start or " ")
+        if size:
+            texts = [f"[{start}{between.join(texts[i * size : (i + 1) * size])}{end}]" for i in range(outer)]
+        else:
+            texts = ["[]"] * outer
+    return texts
+
+
+def _value_texts(name: str, tensor: np.ndarray) -> list[str]:
+    """Each value of a tensor as JSON, in order."""
+    kind, flat = tensor.dtype, tensor.ravel()
+    if kind in (np.float32, np.float64):
+        return _decimal_texts(flat)
+    if kind == np.object_:
+        if name.endswith("_bytes"):
+            return ['{\n"b64": "' + base64.b64encode(value).decode() + '"\n}' for value in flat]
+        return [json_text.quote(value) for value in flat]
+    if kind == np.bool_:
+        return ["true" if value else "false" for value in flat.tolist()]
+    if kind.kind in "iu" and kind != np.uint16:
+        return [str(value) for value in flat.tolist()]
+    dtype = tf.as_dtype(kind).as_datatype_enum
+    raise invalid_argument(f"Failed to write JSON value for tensor type: {dtype_name(dtype)}")
+
+
+def _decimal_texts(flat: np.ndarray) -> list[str]:
+    """`json_text.decimal` for many values: six digits where they are enough, all of them elsewhere."""
+    values = flat.tolist()
+    texts = ["%.6g" % value for value in values]
+    if texts:
+        exact = np.array(texts, dtype=np.float64).astype(flat.dtype) == flat
+        digits = 9 if flat.dtype == np.float32 else 17
+        for i in np.flatnonzero(~exact):
+            texts[i] = json_text.special_decimal(values[i]) or f"{values[i]:.{digits}g}"
+        for i in np.flatnonzero(np.isinf(flat)):
+            texts[i] = "Infinity" if values[i] > 0 else "-Infinity"
+    return [text if "." in text or "e" in text or text[-1] in "yN" else text + ".0" for text in texts]
+
+
+def classification_text(result: classification_pb2.ClassificationResult) -> bytes:
+    """Writes the answer to `:classify`: for each example, its `[label, score]` pairs."""
+    if not result.classifications:
+        raise invalid_argument("Cannot convert empty ClassificationResults to JSON")
+    rows = (
+        "[" + ", ".join(f"[{json_text.quote(c.label)}, {_score(c.score)}]" for c in row.classes) + "]"
+        for row in result.classifications
+    )
+    return ('{\n    "results": [' + ", ".join(rows) + "\n    ]\n}").encode("utf-8", "surrogateescape")
+
+
+def regression_text(result: regression_pb2.RegressionResult) -> bytes:
+    """Writes the answer to `:regress`: one number for each example."""
+    if not result.regressions:
+        raise invalid_argument("Cannot convert empty RegressionResults to JSON")
+    return ('{\n    "results": [' + ", ".join(_score(row.value) for row in result.regressions) + "]\n}").encode()
+
+
+def _score(value: float) -> str:
+    return _decimal_texts(np.array([value], np.float32))[0]
+
+
+def error_text(message: str) -> bytes:
+    """Writes an error as REST answers it.
+
+    Example:
+    >>> error_text("no such model")
+    b'{\\n    "error": "no such model"\\n}'
+    """
+    return f'{{\n    "error": {json_text.quote(message)}\n}}'.encode("utf-8", "surrogatepass")

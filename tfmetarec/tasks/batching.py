@@ -1,0 +1,191 @@
+"""Episodes as a `tf.data.Dataset`: batch `i` depends on the seed and on `i`, and on nothing else."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfmetarec.data.interactions import Interactions
+from tfmetarec.data.vocabulary import Vocabulary
+from tfmetarec.tasks.episode import Episode, Negatives, Support
+from tfmetarec.tasks.samplers import NegativeSampler, draw_slots, task_stream
+from tfmetarec.tasks.table import TaskTable
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """An endless, random-access stream of episodes.
+
+    `learner.fit(episodes, epochs=5)` takes it as it is, and after an interruption continues at the very batch
+    where it stopped. `episodes.dataset()` is the `tf.data.Dataset` behind it, for any other use.
+
+    Make one with `user_episodes`, `item_episodes` or `domain_episodes`.
+    """
+
+    table: TaskTable
+    vocabulary: Vocabulary
+    support: tuple[int, int]
+    query: int
+    tasks_per_batch: int
+    negatives: int
+    steps_per_epoch: int
+    in_time: bool
+    seed: int
+    sampler: NegativeSampler | None
+    _tables: dict[str, dict[str, tf.Tensor]] = field(repr=False, default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch
+
+    def sample(self, batch: int) -> dict[str, np.ndarray]:
+        """The rows of batch `batch` before their features are looked up."""
+        table, per_batch = self.table, self.tasks_per_batch
+        rng = np.random.default_rng([self.seed, 0, batch])
+        tasks = task_stream(len(table), batch * per_batch, per_batch, self.seed)
+        draw = draw_slots(table, tasks, support=self.support, query=self.query, in_time=self.in_time, rng=rng)
+        rows = {
+            "support_length": draw.support_length,
+            "query_length": draw.query_length,
+            "support_label": table.label[draw.support],
+            "query_label": table.label[draw.query],
+        }
+        first = table.start[tasks]
+        for side, own in (("user", table.user), ("item", table.item)):
+            shared = table.kind == side
+            rows[f"support_{side}"] = own[first] if shared else own[draw.support]
+            rows[f"query_{side}"] = own[first] if shared else own[draw.query]
+        if self.sampler is not None:
+            for part in ("support", "query"):
+                names = (f"{part}_negative_{what}" for what in ("item", "log_expected", "weight"))
+                rows.update(zip(names, self.sampler.draw(tasks, draw.query, self.negatives, rng), strict=True))
+        return rows
+
+    def dataset(self, first_batch: int = 0, batches: int | None = None) -> tf.data.Dataset:
+        """Batches `first_batch`, `first_batch + 1`, ... as `Episode`s of tensors, prefetched.
+
+        Args:
+            first_batch: int, at least 0.
+            batches: int, or `None` for an endless data set.
+        """
+        example = self.sample(0)
+        names = list(example)
+        dtypes = [tf.as_dtype(value.dtype) for value in example.values()]
+
+        def rows_of(batch: Any) -> dict[str, tf.Tensor]:
+            arrays = tf.numpy_function(lambda b: list(self.sample(int(b)).values()), [batch], dtypes)
+            for array, value in zip(arrays, example.values(), strict=True):
+                array.set_shape(value.shape)
+            return dict(zip(names, arrays, strict=True))
+
+        last = first_batch + batches if batches is not None else np.iinfo(np.int64).max
+        dataset = tf.data.Dataset.range(first_batch, last)
+        # Two workers: NumPy holds the interpreter for part of the work, more would only queue for it.
+        dataset = dataset.map(rows_of, num_parallel_calls=2, deterministic=True).map(self._look_up)
+        return dataset.prefetch(4)
+
+    def _look_up(self, rows: dict[str, tf.Tensor]) -> Episode:
+        def features(side: str, picked: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {name: tf.gather(value, picked) for name, value in self._tables[side].items()}
+
+        def part(name: str) -> Support:
+            sides = [features(side, rows[f"{name}_{side}"]) for side in ("user", "item")]
+            return Support(sides[0], sides[1], rows[f"{name}_label"], rows[f"{name}_length"])
+
+        def negatives(name: str) -> Negatives | dict:
+            if self.sampler is None:
+                return {}
+            item, log_expected, weight = (
+                rows[f"{name}_negative_{what}"] for what in ("item", "log_expected", "weight")
+            )
+            return Negatives(features("item", item), log_expected, weight)
+
+        return Episode(part("support"), part("query"), negatives("support"), negatives("query"))
+
+
+def user_episodes(interactions: Interactions, vocabulary: Vocabulary, **options: Any) -> Episodes:
+    """Episodes whose tasks are users.
+
+    Args:
+        interactions: training interactions, e.g. `split.train`.
+        vocabulary: fitted on them.
+        support: int, or least and most support interactions per task, e.g. `(0, 20)`; drawn anew each time.
+        query: int, at least 1. Most query interactions per task.
+        tasks_per_batch: int, at least 1.
+        negatives: int. Items per batch that implicit feedback is contrasted with, once for the support and
+            once for the query. Defaults to 512 for implicit feedback; must be 0 for explicit.
+        negative_sampling: "popularity" (default), "uniform" or "category".
+        order: "time" (support precedes query) or "random". Defaults to "time" where there are timestamps.
+        min_interactions: int, at least 2. Smaller tasks are left out, see `episodes.table.notes`.
+        steps_per_epoch: int. Defaults to once through all tasks.
+        seed: int. Equal seeds give equal episodes.
+
+    Raises:
+        ValueError: for an option out of range.
+    """
+    return _episodes("user", interactions, vocabulary, **options)
+
+
+def item_episodes(interactions: Interactions, vocabulary: Vocabulary, **options: Any) -> Episodes:
+    """Episodes whose tasks are items: adapt to an item from its first raters. Options as `user_episodes`."""
+    return _episodes("item", interactions, vocabulary, **options)
+
+
+def domain_episodes(interactions: Interactions, vocabulary: Vocabulary, **options: Any) -> Episodes:
+    """Episodes whose tasks are domains (the `domain` column). Options as `user_episodes`."""
+    return _episodes("domain", interactions, vocabulary, **options)
+
+
+def _episodes(
+    kind: str,
+    interactions: Interactions,
+    vocabulary: Vocabulary,
+    *,
+    support: int | tuple[int, int] = (0, 20),
+    query: int = 20,
+    tasks_per_batch: int = 32,
+    negatives: int | None = None,
+    negative_sampling: str = "popularity",
+    order: str | None = None,
+    min_interactions: int = 2,
+    steps_per_epoch: int | None = None,
+    seed: int = 0,
+) -> Episodes:
+    fewest, most = (support, support) if isinstance(support, int) else support
+    implicit = vocabulary.specs.feedback == "implicit"
+    if not 0 <= fewest <= most:
+        raise ValueError(f"`support` must be at least 0, least before most. Received: support={support}")
+    for name, value, least in (
+        ("query", query, 1),
+        ("tasks_per_batch", tasks_per_batch, 1),
+        ("min_interactions", min_interactions, 2),
+        ("steps_per_epoch", 1 if steps_per_epoch is None else steps_per_epoch, 1),
+    ):
+        if value < least:
+            raise ValueError(f"`{name}` must be at least {least}. Received: {name}={value}")
+    if negatives is None:
+        negatives = 512 if implicit and kind == "user" else 0
+    if negatives < 0 or (negatives and not (implicit and kind == "user")):
+        raise ValueError(
+            "`negatives` must be at least 0, and 0 unless tasks are users with implicit feedback. "
+            f"Received: negatives={negatives}"
+        )
+    table = TaskTable.build(interactions, vocabulary, kind=kind, min_interactions=min_interactions)
+    if order not in (None, "time", "random"):
+        raise ValueError(f"`order` must be 'time' or 'random'. Received: order={order!r}")
+    if order == "time" and not table.ordered:
+        raise ValueError("`order` 'time' needs a `timestamp` column in the interactions, which have none.")
+    sampler = None
+    if negatives:
+        categories = [spec.name for spec in vocabulary.specs.item if spec.kind == "category"]
+        category = vocabulary.catalogue[categories[0]] if categories else None
+        sampler = NegativeSampler(table, vocabulary.popularity, negative_sampling, category)
+    tables = {
+        side: {name: tf.constant(value) for name, value in features.features.items()}
+        for side, features in (("user", table.users), ("item", table.items))
+    }
+    steps = steps_per_epoch or -(-len(table) // tasks_per_batch)
+    in_time = table.ordered if order is None else order == "time"
+    return Episodes(
+        table, vocabulary, (fewest, most), query, tasks_per_batch, negatives, steps, in_time, seed, sampler, tables
+    )
