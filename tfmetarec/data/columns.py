@@ -12,6 +12,16 @@ from tfmetarec.data.schema import Feature
 # 10^11 seconds lie in the year 5138, 10^11 milliseconds in 1973: no log has both.
 _LARGEST_SECOND = 10**11
 
+_ISO_PATTERNS = (
+    None,
+    "%+",
+    "%Y-%m-%d",
+    "%Y-%m-%d %H:%M:%S%.f",
+    "%Y-%m-%dT%H:%M:%S%.f",
+    "%Y-%m-%d %H:%M",
+    "%Y-%m-%dT%H:%M",
+)
+
 
 def typed_ids(ids: pl.Series, where: str) -> pl.Series:
     """Returns ids as Int64 or String.
@@ -197,12 +207,14 @@ def _seconds_of_strings(timestamps: pl.Series) -> pl.Series:
         return numbers.floor().cast(pl.Int64, strict=False)
     # Only year first: polars would read 01/02/2020 too, as the 1st of February whoever wrote it.
     iso = timestamps.to_frame().select(pl.when(pl.all().str.contains(r"^\d{4}-\d{2}-\d{2}")).then(pl.all()))
-    # A column may mix "2021-01-01" with "2021-01-01T00:00:00+02:00": each reading fills what the last left.
-    as_time = [
-        iso.to_series().str.to_datetime(pattern, time_unit="us", time_zone="UTC", strict=False)
-        for pattern in (None, "%+")
-    ]
-    return as_time[0].fill_null(as_time[1]).dt.epoch("s")
+    # The pattern that polars guesses from the first time mostly fits all; the others are for mixed columns.
+    seconds = pl.repeat(None, len(timestamps), dtype=pl.Int64, eager=True)
+    for pattern in _ISO_PATTERNS:
+        if seconds.null_count() == 0:
+            break
+        read = iso.to_series().str.to_datetime(pattern, time_unit="us", time_zone="UTC", strict=False)
+        seconds = seconds.fill_null(read.dt.epoch("s"))
+    return seconds
 
 
 def _milliseconds(name: str) -> str:

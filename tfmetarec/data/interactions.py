@@ -206,6 +206,11 @@ class Interactions:
         >>> len(Interactions.from_frames(table, feedback="implicit").filter(pl.col("item_id") == 7))
         2
         """
+        if isinstance(condition, pl.Series) and len(condition) != len(self):
+            raise DataError(
+                f"`condition` must have one value for each of the {len(self):,} rows. "
+                f"Received {len(condition):,}"
+            )
         try:
             rows = self.table.filter(condition)
         except pl.exceptions.PolarsError as error:
@@ -320,10 +325,11 @@ def _polars(frame: Any, argument: str) -> pl.DataFrame:
 
 
 def _require_columns(frame: pl.DataFrame, required: tuple[str, ...], where: str) -> None:
+    free = [column for column in frame.columns if column not in COLUMNS]
     for column in required:
         if column not in frame.columns:
             raise DataError(
-                f"{where} must have the column {column!r}{nearest_name(column, frame.columns)}. "
+                f"{where} must have the column {column!r}{nearest_name(column, free)}. "
                 f"Received the columns {frame.columns}"
             )
 

@@ -148,6 +148,8 @@ class Schema:
         >>> Schema.infer(None, items, "implicit", {"year": "number"}).item[3]
         Feature(name='year', kind='number')
         """
+        if not isinstance(kinds, Mapping | None):
+            raise DataError(f"`kinds` must map feature names to kinds. Received: kinds={kinds!r}")
         kinds = dict(kinds or {})
         columns = {side: _feature_columns(frame, side) for side, frame in (("user", users), ("item", items))}
         names = [name for side in columns for name in columns[side]]

@@ -106,10 +106,10 @@ def cold_users(
         validation_share: float in [0, 1); 0 makes no part `validation`. Defaults to 0.1.
         min_interactions: int, at least 1. Users of `validation` and `test` with fewer rows are left out of
             the split. Defaults to 1.
-        seed: int. Equal seeds give equal parts.
+        seed: int, at least 0. Equal seeds give equal parts.
 
     Raises:
-        DataError: if a share is out of range, or a part would be empty.
+        DataError: if a share or the seed is out of range, or a part would be empty.
     """
     return _cold(interactions, "user", test_share, validation_share, min_interactions, seed)
 
@@ -132,10 +132,10 @@ def cold_items(
         validation_share: float in [0, 1); 0 makes no part `validation`. Defaults to 0.1.
         min_interactions: int, at least 1. Items of `validation` and `test` with fewer rows are left out of
             the split. Defaults to 1.
-        seed: int. Equal seeds give equal parts.
+        seed: int, at least 0. Equal seeds give equal parts.
 
     Raises:
-        DataError: if a share is out of range, or a part would be empty.
+        DataError: if a share or the seed is out of range, or a part would be empty.
     """
     return _cold(interactions, "item", test_share, validation_share, min_interactions, seed)
 
@@ -152,16 +152,16 @@ def four_states(
         interactions: `Interactions`.
         user_share: float in (0, 1). The share of users held out. Defaults to 0.2.
         item_share: float in (0, 1). The share of items held out. Defaults to 0.2.
-        seed: int. Equal seeds give equal parts.
+        seed: int, at least 0. Equal seeds give equal parts.
 
     Raises:
-        DataError: if a share is out of range, or a part would be empty.
+        DataError: if a share or the seed is out of range, or a part would be empty.
 
     Reference: the four states of [MeLU, Lee et al., 2019](https://arxiv.org/abs/1908.00413)
     """
     _check_share("user_share", user_share)
     _check_share("item_share", item_share)
-    rng = np.random.default_rng(seed)
+    rng = _generator(seed)
     cold = {}
     for side, share in (("user", user_share), ("item", item_share)):
         column = interactions.table[f"{side}_id"]
@@ -211,7 +211,7 @@ def by_time(interactions: Interactions, *, validation_share: float = 0.1, test_s
         after &= times > cut
         late = int((times <= cut).sum()) - end
         if late:
-            notes.append(f"{_count(late, 'row')} at the very time of the cut went to {name} too.")
+            notes.append(f"Rows at the very time of the cut, {late:,} in all, went to {name} too.")
     return Split(_parts(interactions, rows), notes=tuple(notes))
 
 
@@ -228,7 +228,7 @@ def by_domain(
         source: str. The domain to transfer from.
         target: str. The domain to transfer to.
         test_share: float in (0, 1). The share of the shared users that is held out. Defaults to 0.2.
-        seed: int. Equal seeds give equal parts.
+        seed: int, at least 0. Equal seeds give equal parts.
 
     Raises:
         DataError: if a domain is not there, no user has both, `test_share` is out of range, or a part would
@@ -253,15 +253,15 @@ def by_domain(
         raise DataError(
             f"`source` and `target` must share users. Received none with both {source!r} and {target!r}"
         )
-    (test,), _ = _draw(np.random.default_rng(seed), shared, [test_share])
+    (test,), _ = _draw(_generator(seed), shared, [test_share])
     is_test = table["user_id"].is_in(test.implode())
     notes = []
     others = int((~in_source & ~in_target).sum())
     if others:
-        notes.append(f"{_count(others, 'row')} of other domains were left out.")
+        notes.append(f"Rows of other domains, {others:,} in all, were left out.")
     both = len(_shared(table, "item_id", in_source, in_target))
     if both:
-        notes.append(f"{_count(both, 'item')} have one id in both domains and are taken to be the same.")
+        notes.append(f"Item ids that both domains have, {both:,} in all, are taken to be the same items.")
     rows = {"source": in_source, "train": in_target & ~is_test, "test": in_target & is_test}
     return Split(_parts(interactions, rows), seed, tuple(notes))
 
@@ -275,8 +275,8 @@ def published_states(interactions: Interactions, states: Any) -> Split:
             one of `PUBLISHED_STATES`, which become `train`, `warm`, `user_cold`, `item_cold` and `both_cold`.
 
     Raises:
-        DataError: if a column is missing, a state is unknown, a pair has two states, or a part would be
-            empty.
+        DataError: if a column is missing, a state is unknown, a pair has two different states, or a part
+            would be empty.
     """
     if not isinstance(states, pl.DataFrame):
         raise DataError(f"`states` must be a polars DataFrame. Received the type {type(states).__name__}")
@@ -301,17 +301,22 @@ def published_states(interactions: Interactions, states: Any) -> Split:
         states = states.select(pl.col("state").cast(pl.String).replace(known), *pair).cast(types)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"`states` must have ids of the types of `interactions`, {types}") from error
+    states = states.unique()  # Published files repeat a few rows.
     if states.select(pair).is_duplicated().any():
-        raise DataError("`states` must have each user_id and item_id once. Received some of them again")
+        user, item = states.filter(states.select(pair).is_duplicated()).sort(pair).select(pair).row(0)
+        raise DataError(
+            "`states` must give each user and item one state. "
+            f"Received two for user {user!r} and item {item!r}"
+        )
     state = interactions.table.select(pair).join(states, on=pair, how="left", maintain_order="left")["state"]
     notes = []
     without = state.null_count()
     if without:
-        notes.append(f"{_count(without, 'row')} without a state were left out.")
+        notes.append(f"Rows without a state, {without:,} in all, were left out.")
     unused = states.join(interactions.table, on=pair, how="anti").height
     if unused:
-        notes.append(f"{_count(unused, 'state')} belong to no interaction.")
-    present = set(states["state"])
+        notes.append(f"States of pairs that are no interaction, {unused:,} in all, were left out.")
+    present = set(states["state"].unique())
     rows = {part: (state == part).fill_null(False) for part in PUBLISHED_STATES.values() if part in present}
     return Split(_parts(interactions, rows), notes=tuple(notes))
 
@@ -331,7 +336,7 @@ def _cold(
         )
     ids = interactions.table[f"{side}_id"]
     shares = [test_share, validation_share]
-    (test, validation), train = _draw(np.random.default_rng(seed), ids, shares)
+    (test, validation), train = _draw(_generator(seed), ids, shares)
     counts = ids.value_counts()
     too_few = counts.filter(pl.col("count") < min_interactions)[ids.name]
     rows, notes = {"train": ids.is_in(train.implode())}, []
@@ -341,9 +346,15 @@ def _cold(
         kept = held_out.filter(~held_out.is_in(too_few.implode()))
         rows[name] = ids.is_in(kept.implode())
         if len(kept) < len(held_out):
-            few = _count(len(held_out) - len(kept), side)
-            notes.append(f"{few} with fewer than {min_interactions} interactions were left out of {name}.")
+            few = f"{side.capitalize()}s with fewer than {min_interactions} interactions"
+            notes.append(f"{few}, {len(held_out) - len(kept):,} in all, were left out of {name}.")
     return Split(_parts(interactions, rows), seed, tuple(notes))
+
+
+def _generator(seed: int) -> np.random.Generator:
+    if seed < 0:
+        raise DataError(f"`seed` must be at least 0. Received: seed={seed}")
+    return np.random.default_rng(seed)
 
 
 def _draw(rng: np.random.Generator, ids: pl.Series, shares: list[float]) -> tuple[list[pl.Series], pl.Series]:
@@ -388,7 +399,3 @@ def _check_test_and_validation(test_share: float, validation_share: float) -> No
 def _check_share(name: str, share: float) -> None:
     if not 0 < share < 1:
         raise DataError(f"`{name}` must lie between 0 and 1. Received: {name}={share}")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -142,7 +142,12 @@ class Vocabulary(tf.Module):
                 if feature.name == schema.item_name and side == "item":
                     continue  # A name is for people; its words rarely tell more than the categories do.
                 spec, known = _fit_feature(
-                    feature.name, feature.kind, frame, max_list_length, max_words, keep_ids=user_ids or side == "item"
+                    feature.name,
+                    feature.kind,
+                    frame,
+                    max_list_length,
+                    max_words,
+                    keep_ids=user_ids or side == "item",
                 )
                 specs[side].append(spec)
                 if spec.kind == "number":
@@ -411,7 +416,9 @@ def _raw_columns(frame: pl.DataFrame, spec: FeatureSpec) -> dict[str, Any]:
         lists = frame[name].cast(pl.List(pl.String)).fill_null([]).list.head(spec.length)
         lengths = lists.list.len().to_numpy().astype(np.int32)
         padded = np.full((rows, spec.length), MISSING, object)
-        padded[np.arange(spec.length) < lengths[:, None]] = lists.list.explode(empty_as_null=False).fill_null(MISSING).to_numpy()
+        padded[np.arange(spec.length) < lengths[:, None]] = (
+            lists.list.explode(empty_as_null=False).fill_null(MISSING).to_numpy()
+        )
         return {name: padded, f"{name}_length": lengths}
     if absent:
         return {name: np.full(rows, MISSING, object)}

@@ -1,8 +1,26 @@
 """Meta-learners, one file each."""
 
+from tfmetarec.meta.anil import ANIL
 from tfmetarec.meta.checkpoint import Checkpoint
+from tfmetarec.meta.fine_tuning import FineTuning
+from tfmetarec.meta.first_order_maml import FirstOrderMAML
+from tfmetarec.meta.inner_loop import GradientLearner
 from tfmetarec.meta.learner import AdaptedState, MetaLearner, TaskRows
 from tfmetarec.meta.losses import RowLoss, SampledSoftmax
 from tfmetarec.meta.maml import MAML
+from tfmetarec.meta.reptile import Reptile
 
-__all__ = ["MAML", "AdaptedState", "Checkpoint", "MetaLearner", "RowLoss", "SampledSoftmax", "TaskRows"]
+__all__ = [
+    "ANIL",
+    "MAML",
+    "AdaptedState",
+    "Checkpoint",
+    "FineTuning",
+    "FirstOrderMAML",
+    "GradientLearner",
+    "MetaLearner",
+    "Reptile",
+    "RowLoss",
+    "SampledSoftmax",
+    "TaskRows",
+]

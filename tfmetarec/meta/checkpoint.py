@@ -24,7 +24,12 @@ class Checkpoint(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, folder: str | Path, *, monitor: str | None = "val_loss", mode: str = "min", patience: int | None = None
+        self,
+        folder: str | Path,
+        *,
+        monitor: str | None = "val_loss",
+        mode: str = "min",
+        patience: int | None = None,
     ):
         super().__init__()
         if mode not in ("min", "max"):

@@ -50,6 +50,14 @@ class TaskRows(NamedTuple):
     negative_weight: Any = None
 
 
+class EncodedNegatives(NamedTuple):
+    """`tfmetarec.tasks.Negatives` whose items are encoded: leading dimension `(P,)` or `(T, P)`."""
+
+    item: Any
+    log_expected: tf.Tensor
+    weight: tf.Tensor
+
+
 class MetaLearner(keras.Model):
     """Learns from many tasks how to adapt to a new one; `fit` it like any Keras model.
 
@@ -124,18 +132,20 @@ class MetaLearner(keras.Model):
         """
         support = _tensors(support)
         self._check_labels(support)
-        user, item = self._encode(support, training)
-        rows = tf.shape(support.label)[1]
-        weight = tf.cast(tf.range(rows) < support.length[:, None], tf.float32)
-        task = TaskRows(_side_by_side(user), _side_by_side(item), tf.where(weight > 0, support.label, 0.0), weight)
-        if self.feedback == "implicit":
-            negatives = negatives or self._contrast_negatives(support)
-        weights = self._map(lambda rows: self.adapt_task(rows, training), task, negatives, training)
+        task = self._task_rows(support, training)
+        if negatives is not None:
+            encoded = self._encode_negatives(negatives, training)
+        else:
+            encoded = self._contrast_negatives(support)
         return AdaptedState(
-            weights,
-            _side_by_side(user) if user.shared else None,
-            _side_by_side(item) if item.shared else None,
+            self.adapt_rows(task, encoded, training),
+            task.user if is_shared(support.user) else None,
+            task.item if is_shared(support.item) else None,
         )
+
+    def adapt_rows(self, task: TaskRows, negatives: EncodedNegatives | None, training: bool = False) -> Weights:
+        """`adapt` for rows that are encoded already, as an exported graph has them."""
+        return self._map(lambda rows: self.adapt_task(rows, training), task, negatives)
 
     def score(self, state: AdaptedState, item: Features | None = None, user: Features | None = None) -> tf.Tensor:
         """Scores `(T, N)` of candidates under adapted weights.
@@ -158,12 +168,16 @@ class MetaLearner(keras.Model):
                 target = common if features[f"{side}_id"].shape.rank == 1 else mapped
                 target[side] = encode[side](features, training=False)
 
-        def score_task(inputs: tuple[Weights, dict]) -> tf.Tensor:
-            weights, own = inputs
-            both = {**own, **common}
-            return self._adaptable.score(weights, both["user"], both["item"])
+        return self.score_rows(state.weights, mapped, common)
 
-        return tf.vectorized_map(score_task, (state.weights, mapped))
+    def score_rows(self, weights: Weights, own: dict[str, Any], common: dict[str, Any] | None = None) -> tf.Tensor:
+        """`score` for encoded sides "user" and "item": each task's own, `(T, N or 1, ...)`, or common to all."""
+
+        def score_task(inputs: tuple[Weights, dict[str, Any]]) -> tf.Tensor:
+            sides = {**inputs[1], **(common or {})}
+            return self._adaptable.score(inputs[0], sides["user"], sides["item"])
+
+        return tf.vectorized_map(score_task, (weights, own))
 
     def query(self, state: AdaptedState) -> tf.Tensor:
         """Query vectors `(T, D)` whose dot product with `model.encode_item` is the score, before activation.
@@ -172,7 +186,9 @@ class MetaLearner(keras.Model):
             ValueError: if the model's score is not a dot product.
         """
         if not self._adaptable.is_retrieval:
-            raise ValueError(f"`query` needs a model that scores by a dot product. Received: {type(self.model).__name__}")
+            raise ValueError(
+                f"`query` needs a model that scores by a dot product. Received: {type(self.model).__name__}"
+            )
         return tf.vectorized_map(lambda s: self._adaptable.query(s[0], s[1])[0], (state.weights, state.user))
 
     # -- the outer loop ----------------------------------------------------------------------------------------
@@ -184,42 +200,41 @@ class MetaLearner(keras.Model):
         return self._query_loss_under(state.weights, episode, training)
 
     def _query_loss_under(self, weights: Weights, episode: Episode, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
-        query = _tensors(episode.query)
-        user, item = self._encode(query, training)
-        weight = tf.cast(tf.range(tf.shape(query.label)[1]) < query.length[:, None], tf.float32)
-        task = TaskRows(_side_by_side(user), _side_by_side(item), query.label, weight)
-
-        def loss_of(own: tuple[Weights, TaskRows]) -> tuple[tf.Tensor, tf.Tensor]:
-            return self._task_loss_and_scores(*own)
-
-        loss, scores = self._map(loss_of, task, episode.query_negatives or None, training, weights)
+        task = self._task_rows(episode.query, training)
+        negatives = self._encode_negatives(episode.query_negatives, training) if episode.query_negatives else None
+        loss, scores = self._map(lambda own: self._task_loss_and_scores(*own), task, negatives, weights)
         return tf.reduce_mean(loss), scores
 
-    def support_loss(self, weights: Weights, task: TaskRows) -> tf.Tensor:
-        """The inner loss of one task under `weights`."""
-        return self._task_loss_and_scores(weights, task)[0]
+    def support_loss(self, weights: Weights, task: TaskRows, shrinkage: float = 0.0) -> tf.Tensor:
+        """The inner loss of one task under `weights`, see `losses.weighted_mean` for `shrinkage`."""
+        return self._task_loss_and_scores(weights, task, shrinkage)[0]
 
-    def _task_loss_and_scores(self, weights: Weights, task: TaskRows) -> tuple[tf.Tensor, tf.Tensor]:
+    def _task_loss_and_scores(
+        self, weights: Weights, task: TaskRows, shrinkage: float = 0.0
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         scores = self._adaptable.score(weights, task.user, task.item)
         negatives = None
         if task.negative_item is not None:
             negative_scores = self._adaptable.score(weights, task.user, task.negative_item)
             negatives = losses.NegativeRows(negative_scores, task.negative_log_expected, task.negative_weight)
-        return self.task_loss(losses.Rows(task.label, scores, task.weight), negatives), scores
+        return self.task_loss(losses.Rows(task.label, scores, task.weight), negatives, shrinkage), scores
 
     def _map(
-        self, function: Any, task: TaskRows, negatives: Negatives | None, training: bool, weights: Weights | None = None
+        self,
+        function: Any,
+        task: TaskRows,
+        negatives: EncodedNegatives | None,
+        weights: Weights | None = None,
     ) -> Any:
-        """Runs `function` on every task of a batch at once, with shared negatives encoded a single time."""
+        """Runs `function` on every task of a batch at once; negatives common to all are not repeated."""
         mapped: dict[str, Any] = {"task": task[:4]}
         common: dict[str, Any] = {}
         if weights is not None:
             mapped["weights"] = weights
         if negatives is not None:
-            item = self._adaptable.encode_item(_tensors(negatives.item), training=training)
-            shared = tf.convert_to_tensor(negatives.log_expected).shape.rank == 1
-            (common if shared else mapped)["negatives"] = (item, tf.convert_to_tensor(negatives.log_expected))
-            mapped["negative_weight"] = tf.convert_to_tensor(negatives.weight)
+            shared = negatives.log_expected.shape.rank == 1
+            (common if shared else mapped)["negatives"] = (negatives.item, negatives.log_expected)
+            mapped["negative_weight"] = negatives.weight
 
         def one(own: dict[str, Any]) -> Any:
             both = {**own, **common}
@@ -227,19 +242,33 @@ class MetaLearner(keras.Model):
             if negatives is not None:
                 item, log_expected = both["negatives"]
                 rows = rows._replace(
-                    negative_item=item, negative_log_expected=log_expected, negative_weight=both["negative_weight"]
+                    negative_item=item,
+                    negative_log_expected=log_expected,
+                    negative_weight=both["negative_weight"],
                 )
             return function(rows if weights is None else (both["weights"], rows))
 
         return tf.vectorized_map(one, mapped)
 
-    def _encode(self, support: Support, training: bool) -> tuple["_Side", "_Side"]:
+    def _encode_negatives(self, negatives: Negatives, training: bool) -> EncodedNegatives:
+        negatives = _tensors(negatives)
+        return EncodedNegatives(
+            self._adaptable.encode_item(negatives.item, training=training),
+            negatives.log_expected,
+            negatives.weight,
+        )
+
+    def _task_rows(self, support: Support, training: bool) -> TaskRows:
+        """The encoded rows of `T` tasks, each with leading dimensions `(T, rows)`; a shared side has one row."""
+        support = _tensors(support)
         user = self._adaptable.encode_user(support.user, training=training)
         item = self._adaptable.encode_item(support.item, training=training)
-        return (
-            _Side(user, support.user["user_id"].shape.rank == 1),
-            _Side(item, support.item["item_id"].shape.rank == 1),
-        )
+        if is_shared(support.user):
+            user = tf.nest.map_structure(lambda t: t[:, None], user)
+        if is_shared(support.item):
+            item = tf.nest.map_structure(lambda t: t[:, None], item)
+        weight = tf.cast(tf.range(tf.shape(support.label)[1]) < support.length[:, None], tf.float32)
+        return TaskRows(user, item, tf.where(weight > 0, support.label, 0.0), weight)
 
     # -- implicit feedback: what the support is contrasted with ------------------------------------------------
 
@@ -250,30 +279,35 @@ class MetaLearner(keras.Model):
 
     def _set_vocabulary(self, vocabulary: Vocabulary | None) -> None:
         self.vocabulary = vocabulary
-        self._contrast_items: np.ndarray | None = None
-        if vocabulary is not None and vocabulary.specs.feedback == "implicit":
-            weights = vocabulary.popularity.astype(float) ** 0.75
-            probability = weights / weights.sum()
-            drawable = int((weights > 0).sum())
-            rng = np.random.default_rng(self.seed)
-            if self.contrast >= drawable:  # The whole catalogue: the softmax is exact.
-                self._contrast_items = np.flatnonzero(weights > 0).astype(np.int32)
-                self._contrast_log_expected = np.zeros(drawable, np.float32)
-            else:
-                rows = rng.choice(len(weights), self.contrast, p=probability)
-                self._contrast_items = np.sort(rows).astype(np.int32)
-                self._contrast_log_expected = np.log(self.contrast * probability[self._contrast_items]).astype(np.float32)
+        self.contrast_items = np.zeros(0, np.int32)
+        if vocabulary is None or self.feedback == "explicit":
+            return
+        weights = vocabulary.popularity.astype(float) ** 0.75
+        probability = weights / weights.sum()
+        drawable = np.flatnonzero(weights > 0)
+        if self.contrast >= len(drawable):  # The whole catalogue: the softmax is exact.
+            self.contrast_items = drawable.astype(np.int32)
+            self.contrast_log_expected = np.zeros(len(drawable), np.float32)
+        else:
+            drawn = np.random.default_rng(self.seed).choice(len(weights), self.contrast, p=probability)
+            self.contrast_items = np.sort(drawn).astype(np.int32)
+            expected = self.contrast * probability[self.contrast_items]
+            self.contrast_log_expected = np.log(expected).astype(np.float32)
 
-    def _contrast_negatives(self, support: Support) -> Negatives:
-        if self._contrast_items is None:
+    def contrast_weight(self, item_rows: tf.Tensor, real: tf.Tensor) -> tf.Tensor:
+        """`(T, P)`: 0 where a contrast item is among the `(T, S)` support rows that are `real`, else 1."""
+        same = item_rows[:, :, None] == tf.constant(self.contrast_items)
+        return 1.0 - tf.cast(tf.reduce_any(same & real[:, :, None], axis=1), tf.float32)
+
+    def _contrast_negatives(self, support: Support) -> EncodedNegatives | None:
+        if self.feedback == "explicit":
+            return None
+        if self.vocabulary is None:
             raise ValueError("`vocabulary` is needed to adapt from implicit feedback, and this learner has none.")
-        assert self.vocabulary is not None
-        item = {name: tf.constant(value[self._contrast_items]) for name, value in self.vocabulary.catalogue.items()}
-        rows = tf.range(tf.shape(support.label)[1])
-        real = rows < support.length[:, None]  # (T, S)
-        same = support.item["item_id"][:, :, None] == tf.constant(self._contrast_items)  # (T, S, P)
-        met = tf.reduce_any(same & real[:, :, None], axis=1)
-        return Negatives(item, tf.constant(self._contrast_log_expected), 1.0 - tf.cast(met, tf.float32))
+        items = {name: value[self.contrast_items] for name, value in self.vocabulary.catalogue.items()}
+        real = tf.range(tf.shape(support.label)[1]) < support.length[:, None]
+        weight = self.contrast_weight(support.item["item_id"], real)
+        return self._encode_negatives(Negatives(items, self.contrast_log_expected, weight), False)
 
     def _check_labels(self, support: Support) -> None:
         if not tf.executing_eagerly():
@@ -286,7 +320,13 @@ class MetaLearner(keras.Model):
     # -- Keras ---------------------------------------------------------------------------------------------------
 
     def compile(
-        self, optimizer: Any = "adam", loss: Any = None, metrics: Any = None, *, jit_compile: bool = False, **kwargs: Any
+        self,
+        optimizer: Any = "adam",
+        loss: Any = None,
+        metrics: Any = None,
+        *,
+        jit_compile: bool = False,
+        **kwargs: Any,
     ) -> None:
         """Configures the outer loop.
 
@@ -325,13 +365,9 @@ class MetaLearner(keras.Model):
     def call(self, episode: Any, training: bool = False) -> tf.Tensor:
         """Query scores `(T, Q)` after adapting to the support."""
         episode = _episode(episode)
-        state = self.adapt(episode.support)
-        weights = tf.cast(tf.range(tf.shape(episode.query.label)[1]) < episode.query.length[:, None], tf.float32)
-        user, item = self._encode(_tensors(episode.query), False)
-        task = TaskRows(_side_by_side(user), _side_by_side(item), episode.query.label, weights)
-        return self._map(
-            lambda own: self._adaptable.score(own[0], own[1].user, own[1].item), task, None, False, state.weights
-        )
+        weights = self.adapt(episode.support).weights
+        rows = self._task_rows(episode.query, False)
+        return self.score_rows(weights, {"user": rows.user, "item": rows.item})
 
     def predict_step(self, data: Any) -> tf.Tensor:
         return self(_episode(data))
@@ -358,6 +394,8 @@ class MetaLearner(keras.Model):
         if isinstance(x, Episodes):
             steps = kwargs.setdefault("steps_per_epoch", len(x))
             x = x.dataset(kwargs.get("initial_epoch", 0) * steps)
+        if isinstance(x, tf.data.Dataset):
+            kwargs.setdefault("shuffle", False)  # Keras warns about its own default.
         if isinstance(kwargs.get("validation_data"), Episodes):
             kwargs["validation_data"] = _once(kwargs["validation_data"])
         return super().fit(x, *args, callbacks=callbacks, **kwargs)
@@ -389,16 +427,9 @@ class MetaLearner(keras.Model):
         self._set_vocabulary(Vocabulary.load(folder))
 
 
-class _Side(NamedTuple):
-    """One encoded side of a support: `shared` if a task has a single user (or item) for all its rows."""
-
-    encoded: Any
-    shared: bool
-
-
-def _side_by_side(side: _Side) -> Any:
-    """Leading dimensions `(T, R)` for both kinds: a shared side gets `R = 1`."""
-    return tf.nest.map_structure(lambda t: t[:, None], side.encoded) if side.shared else side.encoded
+def is_shared(features: Features) -> bool:
+    """Whether a task has a single user (or item) for all its rows."""
+    return features["user_id" if "user_id" in features else "item_id"].shape.rank == 1
 
 
 def _tensors(structure: Any) -> Any:

@@ -28,13 +28,15 @@ class NegativeRows(NamedTuple):
     weight: tf.Tensor
 
 
-def weighted_mean(values: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
-    """Mean of `values` under `weight`; 0 where there is no weight at all.
+def weighted_mean(values: tf.Tensor, weight: tf.Tensor, shrinkage: float = 0.0) -> tf.Tensor:
+    """Mean of `values` under `weight`, as if `shrinkage` more rows had value 0; 0 without any weight.
 
     >>> float(weighted_mean(tf.constant([1.0, 5.0]), tf.constant([3.0, 1.0])))
     2.0
+    >>> float(weighted_mean(tf.constant([1.0, 5.0]), tf.constant([3.0, 1.0]), shrinkage=4.0))
+    1.0
     """
-    return tf.math.divide_no_nan(tf.reduce_sum(values * weight), tf.reduce_sum(weight))
+    return tf.math.divide_no_nan(tf.reduce_sum(values * weight), tf.reduce_sum(weight) + shrinkage)
 
 
 @keras.saving.register_keras_serializable(package="tfmetarec")
@@ -59,14 +61,15 @@ class SampledSoftmax:
             raise ValueError(f"`temperature` must be greater than 0. Received: temperature={temperature}")
         self.temperature = temperature
 
-    def __call__(self, rows: Rows, negatives: NegativeRows | None) -> tf.Tensor:
+    def __call__(self, rows: Rows, negatives: NegativeRows | None, shrinkage: float = 0.0) -> tf.Tensor:
         if negatives is None:
             raise ValueError("the loss 'sampled_softmax' needs negatives, and the episodes have none.")
         corrected = negatives.score / self.temperature - negatives.log_expected
         corrected = tf.where(negatives.weight > 0, corrected, -1e9)
         score = rows.score / self.temperature
         total = tf.math.reduce_logsumexp(corrected)
-        return weighted_mean(tf.nn.softplus(total - score), rows.weight)  # log(1 + exp(total) / exp(score))
+        # -log(exp(score) / (exp(score) + exp(total))) = log(1 + exp(total - score))
+        return weighted_mean(tf.nn.softplus(total - score), rows.weight, shrinkage)
 
     def get_config(self) -> dict[str, Any]:
         return {"temperature": self.temperature}
@@ -88,13 +91,13 @@ class RowLoss:
         self.loss = keras.losses.get(loss)
         self.name = getattr(self.loss, "name", None) or getattr(self.loss, "__name__", "loss")
 
-    def __call__(self, rows: Rows, negatives: NegativeRows | None) -> tf.Tensor:
-        value = weighted_mean(self._each(rows.label, rows.score), rows.weight)
+    def __call__(self, rows: Rows, negatives: NegativeRows | None, shrinkage: float = 0.0) -> tf.Tensor:
+        value = weighted_mean(self._each(rows.label, rows.score), rows.weight, shrinkage)
         if negatives is None:
             return value
         contrast = weighted_mean(self._each(tf.zeros_like(negatives.score), negatives.score), negatives.weight)
-        has_rows = tf.cast(tf.reduce_sum(rows.weight) > 0, contrast.dtype)
-        return 0.5 * (value + contrast * has_rows)
+        evidence = weighted_mean(tf.ones_like(rows.weight), rows.weight, shrinkage)  # 0 without any rows
+        return 0.5 * (value + contrast * evidence)
 
     def _each(self, label: tf.Tensor, score: tf.Tensor) -> tf.Tensor:
         function: Callable = self.loss.call if isinstance(self.loss, keras.losses.Loss) else self.loss

@@ -115,7 +115,12 @@ class FeatureEncoder(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         specs = [vars(spec) for spec in self.specs]
-        return {**super().get_config(), "specs": specs, "embedding_dim": self.embedding_dim, "seed": self.seed}
+        return {
+            **super().get_config(),
+            "specs": specs,
+            "embedding_dim": self.embedding_dim,
+            "seed": self.seed,
+        }
 
 
 @keras.saving.register_keras_serializable(package="tfmetarec")
@@ -159,9 +164,7 @@ class ItemEncoder(keras.layers.Layer):
         self.id_vector = keras.layers.Embedding(size, embedding_dim, initializer, name="id_vector")
         self.id_bias = keras.layers.Embedding(size, 1, embeddings_initializer="zeros", name="id_bias")
         self.content_bias = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros", name="content_bias")
-        self.popularity_weight = self.add_weight(
-            (), keras.initializers.Constant(popularity), name="popularity_weight"
-        )
+        self.popularity_weight = self.add_weight((), keras.initializers.Constant(popularity), name="popularity_weight")
         self.id_vector.build()
         self.id_bias.build()
         self.content_bias.build((None, self.content.width))

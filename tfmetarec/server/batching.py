@@ -1,13 +1,14 @@
 """Request batching: requests that arrive together run as one.
 
-Batching asks more of a model than single requests do: every input and output needs a first dimension, the same
-for all of them. It can also change what a request sees, since requests of different inner sizes are padded with
-the first element of their own tensors. A model that is right alone and wrong here pads with masks
-instead of lengths. So the local server really merges, pads and splits, as TensorFlow Serving does.
+Batching asks more of a model than single requests do: every input and output needs a first dimension, the
+same for all of them. It can also change what a request sees: requests of different inner sizes are padded,
+each with the first element of its own tensor. A model that is told of padding by a mask is then wrong, one
+that is told by a length stays right. So this server merges, pads and splits just as TensorFlow Serving does.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
@@ -32,8 +33,8 @@ class BatchingOptions:
         batch_timeout_micros: int, at least 0. How long the first request waits for others. Defaults to 0.
         max_enqueued_batches: int, at least 1. Full batches that may wait before requests are refused.
         num_batch_threads: int, at least 1. Batches that run at once. Defaults to the number of CPUs.
-        allowed_batch_sizes: ascending ints, the last equal to `max_batch_size`. A batch is filled up to the next
-            of them with copies of a row. Defaults to none, every size being allowed.
+        allowed_batch_sizes: ascending ints, the last equal to `max_batch_size`. A batch is filled up to the
+            next of them with copies of a row. Defaults to none, every size being allowed.
         pad_variable_length_inputs: bool. Whether requests of different inner sizes may share a batch.
 
     Raises:
@@ -48,14 +49,19 @@ class BatchingOptions:
     pad_variable_length_inputs: bool = False
 
     def __post_init__(self) -> None:
-        rules = {"max_batch_size": 1, "batch_timeout_micros": 0, "max_enqueued_batches": 1, "num_batch_threads": 1}
+        rules = {
+            "max_batch_size": 1,
+            "batch_timeout_micros": 0,
+            "max_enqueued_batches": 1,
+            "num_batch_threads": 1,
+        }
         for name, least in rules.items():
             if getattr(self, name) < least:
                 raise invalid_argument(
                     f"`{name}` must be at least {least}. Received: {name}={getattr(self, name)}"
                 )
         sizes = self.allowed_batch_sizes
-        if any(later <= earlier for earlier, later in zip(sizes, sizes[1:], strict=False)):
+        if any(later <= earlier for earlier, later in itertools.pairwise(sizes)):
             raise invalid_argument("allowed_batch_sizes entries must be monotonically increasing")
         if sizes and sizes[-1] != self.max_batch_size:
             raise invalid_argument(
@@ -93,7 +99,7 @@ class _Task:
 def enable_batching(servable: Servable, options: BatchingOptions) -> None:
     """Makes `servable.run` gather requests, one queue for each signature.
 
-    A request for only some of a signature's outputs matches no queue and runs alone, as in TensorFlow Serving.
+    A request for only some of a signature's outputs matches no queue and runs alone, as in the C++ server.
     """
     queues: dict[tuple[frozenset[str], frozenset[str]], _Queue] = {}
     for signature in servable.meta_graph_def.signature_def.values():
@@ -143,7 +149,10 @@ class _Queue:
             )
         task = _Task(dict(feeds), size, Future())
         with self._changed:
-            if sum(t.size for t in self._waiting) + size > options.max_batch_size * options.max_enqueued_batches:
+            if (
+                sum(t.size for t in self._waiting) + size
+                > options.max_batch_size * options.max_enqueued_batches
+            ):
                 raise StatusError(
                     "UNAVAILABLE", "The batch scheduling queue to which this task was submitted is full"
                 )
@@ -209,8 +218,8 @@ class _Queue:
                 raise failed_precondition("Batched output tensor has 0 dimensions")
             if len(array) != padded:
                 raise failed_precondition(
-                    "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes of the "
-                    "input tensors"
+                    "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension sizes "
+                    "of the input tensors"
                 )
         ends = np.cumsum([task.size for task in tasks])
         return [
@@ -222,9 +231,9 @@ class _Queue:
         if len({array.shape[1:] for array in arrays}) > 1:
             if not self._options.pad_variable_length_inputs:
                 raise failed_precondition(
-                    f"Tensors with name '{name}' from different tasks have different shapes and padding is turned "
-                    "off.Set pad_variable_length_inputs to true, or ensure that all tensors with the same "
-                    "namehave equal dimensions starting with the first dim."
+                    f"Tensors with name '{name}' from different tasks have different shapes and padding is "
+                    "turned off.Set pad_variable_length_inputs to true, or ensure that all tensors with the "
+                    "same namehave equal dimensions starting with the first dim."
                 )
             arrays = _pad(arrays)
         if padding_rows and len(arrays[-1]):  # The first row of the last request: surely a valid row.

@@ -72,7 +72,9 @@ def _read(path: str, message: Any, flag: str) -> Any:
     try:
         return text_format.Parse(Path(path).read_text(), message)
     except OSError as error:
-        raise invalid_argument(f"`{flag}` must name a readable file. Received: {path} ({error.strerror})") from None
+        raise invalid_argument(
+            f"`{flag}` must name a readable file. Received: {path} ({error.strerror})"
+        ) from None
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise invalid_argument(f"Invalid protobuf file: '{path}' ({error})") from None
 
@@ -150,7 +152,8 @@ def check_models(models: model_server_config_pb2.ModelConfigList) -> None:
     for model in models.config:
         if not posixpath.isabs(model.base_path) and "://" not in model.base_path:
             raise invalid_argument(
-                f"Expected model {model.name} to have an absolute path or URI; got base_path()={model.base_path}"
+                f"Expected model {model.name} to have an absolute path or URI; "
+                f"got base_path()={model.base_path}"
             )
 
 
@@ -166,8 +169,8 @@ def check_platforms(
     for model in new.config:
         if model.name in before and platform_of(model) != before[model.name]:
             raise invalid_argument(
-                f"Illegal to change a model's platform. For model {model.name} platform was {before[model.name]} "
-                f"and new platform requested is {platform_of(model)}"
+                f"Illegal to change a model's platform. For model {model.name} platform was "
+                f"{before[model.name]} and new platform requested is {platform_of(model)}"
             )
 
 

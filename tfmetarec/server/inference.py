@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import types_pb2
-from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef
 from tensorflow_serving.apis import (
     classification_pb2,
     inference_pb2,
@@ -27,8 +27,6 @@ from tfmetarec.server.status import StatusError, failed_precondition, invalid_ar
 DEFAULT_SIGNATURE = "serving_default"
 CLASSIFY = "tensorflow/serving/classify"
 REGRESS = "tensorflow/serving/regress"
-
-SignatureDef = meta_graph_pb2.SignatureDef
 
 
 def fill_model_spec(servable: Servable, signature: str, spec: model_pb2.ModelSpec) -> None:
@@ -103,14 +101,14 @@ def _check_input_names(signature: SignatureDef, sent: set[str]) -> None:
     for name in sorted(known - sent):
         if name not in signature.defaults:
             raise invalid_argument(
-                f"Signature input alias: {name}(feed name: {signature.inputs[name].name}) not found in request and "
-                f"no default value provided. Inputs expected to be in the request {_listed(sent)}, or default "
-                f"input alias set: {','.join(sorted(signature.defaults))}"
+                f"Signature input alias: {name}(feed name: {signature.inputs[name].name}) not found in "
+                "request and no default value provided. Inputs expected to be in the request "
+                f"{_listed(sent)}, or default input alias set: {','.join(sorted(signature.defaults))}"
             )
     if not sent <= known:
         raise invalid_argument(
-            f"Inputs contains invalid name. Used request inputs: {','.join(sorted(sent & known))}, request input: "
-            f"{','.join(sorted(sent))}"
+            f"Inputs contains invalid name. Used request inputs: {','.join(sorted(sent & known))}, "
+            f"request input: {','.join(sorted(sent))}"
         )
 
 
@@ -199,7 +197,8 @@ def _classification(
         _check_classes("scores", scores, types_pb2.DT_FLOAT, count)
     if classes is not None and scores is not None and classes.shape[1] != scores.shape[1]:
         raise invalid_argument(
-            f"Tensors class and score should match in dim_size(1). Got {classes.shape[1]} vs. {scores.shape[1]}"
+            "Tensors class and score should match in dim_size(1). "
+            f"Got {classes.shape[1]} vs. {scores.shape[1]}"
         )
     widths = [array.shape[1] for array in (classes, scores) if array is not None]
     result = classification_pb2.ClassificationResult()

@@ -1,7 +1,7 @@
 """REST bodies to tensors and back, by TensorFlow Serving's rules.
 
-The rules for requests: `{"instances": [...]}` lists rows, `{"inputs": ...}` holds whole tensors; a number for a
-float input may be an integer, a number for an integer input may not have a point; `{"b64": "..."}` is bytes.
+The rules for requests: `{"instances": [...]}` lists rows, `{"inputs": ...}` holds whole tensors; a number for
+a float input may be an integer, one for an integer input may not have a point; `{"b64": "..."}` is bytes.
 Most requests are plain numbers, which NumPy converts at once. Anything NumPy would convert too kindly takes
 the slow way, value by value, which also words every error.
 """
@@ -35,7 +35,14 @@ _INT_RANGES = {
     types_pb2.DT_UINT64: (0, 2**64 - 1),
 }
 _FLOATS = (types_pb2.DT_FLOAT, types_pb2.DT_DOUBLE)
-_TYPE_NAMES = {type(None): "Null", dict: "Object", list: "Array", str: "String", int: "Number", float: "Number"}
+_TYPE_NAMES = {
+    type(None): "Null",
+    dict: "Object",
+    list: "Array",
+    str: "String",
+    int: "Number",
+    float: "Number",
+}
 
 
 class PredictBody(NamedTuple):
@@ -130,8 +137,8 @@ def _from_rows(
 ) -> dict[str, np.ndarray]:
     if not isinstance(rows[0], dict) and len(inputs) > 1:
         raise invalid_argument(
-            "instances is a plain list, but expecting list of objects as multiple input tensors required as per "
-            "tensorinfo_map"
+            "instances is a plain list, but expecting list of objects as multiple input tensors required as "
+            "per tensorinfo_map"
         )
     if fast:
         tensors = _from_rows_at_once(rows, inputs)
@@ -180,8 +187,8 @@ def _from_rows_one_by_one(
                 ) from None
         if named and row.keys() != inputs.keys():
             raise invalid_argument(
-                f"Failed to process element: {number} of 'instances' list. JSON object: {json_text.pretty(row)} "
-                f"keys must be equal to: {','.join(sorted(inputs))}"
+                f"Failed to process element: {number} of 'instances' list. JSON object: "
+                f"{json_text.pretty(row)} keys must be equal to: {','.join(sorted(inputs))}"
             )
     return {name: np.stack(column) for name, column in columns.items()}
 
@@ -242,7 +249,9 @@ def _tensor(value: Any, dtype: int, fast: bool) -> np.ndarray:
     elif dtype in _FLOATS:
         array = _to_float(np.array(flat, np.float64), dtype)
     elif dtype in _INT_RANGES:
-        array = np.array(flat, np.uint64 if dtype == types_pb2.DT_UINT64 else np.int64).astype(numpy_dtype(dtype))
+        array = np.array(flat, np.uint64 if dtype == types_pb2.DT_UINT64 else np.int64).astype(
+            numpy_dtype(dtype)
+        )
     else:
         array = np.array(flat, numpy_dtype(dtype))
     return array.reshape(shape)
@@ -252,7 +261,8 @@ def _flatten(value: Any, level: int, shape: list[int], dtype: int, flat: list[An
     if not isinstance(value, list):
         if level != len(shape):
             raise _format_error(
-                value, f"found at incorrect level: {level + 1} in the JSON DOM. Expected at level: {len(shape)}"
+                value,
+                f"found at incorrect level: {level + 1} in the JSON DOM. Expected at level: {len(shape)}",
             )
         flat.append(_scalar(value, dtype))
         return
@@ -260,7 +270,8 @@ def _flatten(value: Any, level: int, shape: list[int], dtype: int, flat: list[An
         raise invalid_argument(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
     if len(value) != shape[level]:
         raise invalid_argument(
-            f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}"
+            f"Encountered list at unexpected size: {len(value)} at level: {level} "
+            f"expected size: {shape[level]}"
         )
     for item in value:
         _flatten(item, level + 1, shape, dtype, flat)
@@ -299,7 +310,9 @@ def _scalar(value: Any, dtype: int) -> Any:
 
 
 def _type_error(value: Any, dtype: int) -> Any:
-    return lambda: _format_error(value, f"Type: {_type_name(value)} is not of expected type: {dtype_name(dtype)}")
+    return lambda: _format_error(
+        value, f"Type: {_type_name(value)} is not of expected type: {dtype_name(dtype)}"
+    )
 
 
 def _encode_text(text: str) -> bytes:
@@ -353,6 +366,7 @@ def _fill_example(value: Any, example: example_pb2.Example) -> None:
 def _add_to_feature(value: Any, name: str, feature: feature_pb2.Feature) -> None:
     if value is None or isinstance(value, list) or _is_named(value):
         raise invalid_argument(f"Feature: {name} has element with unexpected JSON type: {_type_name(value)}")
+    item: Any
     if isinstance(value, str | dict):
         kind, item = "bytes", _encode_text(value) if isinstance(value, str) else _decode_base64(value)
     elif isinstance(value, float):
@@ -418,7 +432,8 @@ def _columns_text(outputs: Mapping[str, np.ndarray]) -> str:
         ((name, tensor),) = outputs.items()
         return f'{{\n    "outputs": {_nested_text(name, tensor, 1)}\n}}'
     members = (
-        f"        {json_text.quote(name)}: {_nested_text(name, tensor, 2)}" for name, tensor in outputs.items()
+        f"        {json_text.quote(name)}: {_nested_text(name, tensor, 2)}"
+        for name, tensor in outputs.items()
     )
     return '{\n    "outputs": {\n' + ",\n".join(members) + "\n    }\n}"
 
@@ -466,7 +481,7 @@ def _value_texts(name: str, tensor: np.ndarray) -> list[str]:
 def _decimal_texts(flat: np.ndarray) -> list[str]:
     """`json_text.decimal` for many values: six digits where they are enough, all of them elsewhere."""
     values = flat.tolist()
-    texts = ["%.6g" % value for value in values]
+    texts = [f"{value:.6g}" for value in values]
     if texts:
         exact = np.array(texts, dtype=np.float64).astype(flat.dtype) == flat
         digits = 9 if flat.dtype == np.float32 else 17
@@ -492,7 +507,9 @@ def regression_text(result: regression_pb2.RegressionResult) -> bytes:
     """Writes the answer to `:regress`: one number for each example."""
     if not result.regressions:
         raise invalid_argument("Cannot convert empty RegressionResults to JSON")
-    return ('{\n    "results": [' + ", ".join(_score(row.value) for row in result.regressions) + "]\n}").encode()
+    return (
+        '{\n    "results": [' + ", ".join(_score(row.value) for row in result.regressions) + "]\n}"
+    ).encode()
 
 
 def _score(value: float) -> str:

@@ -234,7 +234,9 @@ def pretty(value: Any, depth: int = 0) -> str:
         return decimal(value) if depth == 0 else shortest_decimal(value)
     if isinstance(value, str):
         return quote(value)
-    return {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else str(value)
+    return (
+        {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else str(value)
+    )
 
 
 def special_decimal(value: float) -> str | None:
@@ -244,7 +246,7 @@ def special_decimal(value: float) -> str | None:
 
 
 def decimal(value: float, digits: int = 17) -> str:
-    """A number with six digits if they say it all, else with all of `digits`; always with a point or exponent.
+    """A number with six digits if they say it all, else all of `digits`; always with a point or an exponent.
 
     Example:
     >>> decimal(9000000.0), decimal(2.0), decimal(0.1), decimal(1 / 3)

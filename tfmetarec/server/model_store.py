@@ -1,4 +1,4 @@
-"""The models being served: their versions, states and labels, kept in step with configuration and file system.
+"""The models being served: versions, states and labels, kept in step with configuration and file system.
 
 A new version is loaded before an old one is let go, and an old one is closed only when its last request has
 been answered. A version that cannot be loaded leaves the good ones alone.
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 from tensorflow_serving.config import model_server_config_pb2
@@ -52,7 +53,7 @@ class ModelStore:
     Args:
         load: what loads one version.
         allow_version_labels: bool. Whether labels may be used at all. Defaults to `True`.
-        allow_labels_for_unavailable: bool. Whether a new label may point to a version that is not (yet) loaded.
+        allow_labels_for_unavailable: bool. Whether a new label may point to a version that is not loaded.
         load_retries: int, at least 0. How often a failed load is tried again.
         load_retry_wait_s: float. Seconds between those tries.
     """
@@ -80,6 +81,7 @@ class ModelStore:
         self._reconciling = threading.Lock()
         self._reloading = threading.Lock()
         self._closing = threading.Event()
+        self._unloading: list[threading.Thread] = []
 
     # Configuration.
 
@@ -101,14 +103,14 @@ class ModelStore:
         with self._reloading:
             if server_config.WhichOneof("config") != "model_config_list":
                 raise invalid_argument(
-                    "ServerModelConfig type not supported by HandleReloadConfigRequest. Only ModelConfigList is "
-                    "currently supported"
+                    "ServerModelConfig type not supported by HandleReloadConfigRequest. "
+                    "Only ModelConfigList is currently supported"
                 )
             models = server_config.model_config_list
             config.check_models(models)
             config.check_platforms(self._config.model_config_list, models)
-            # Kept before the next check, as TensorFlow Serving does: a rejected platform stays behind and makes
-            # later reloads fail until a restart. Whoever tests a deployment here should meet that here.
+            # Kept before the next check, as TensorFlow Serving does: a rejected platform stays behind and
+            # makes later reloads fail until a restart. Better to meet that here than in production.
             self._config.CopyFrom(server_config)
             config.check_supported(models)
             new = {model.name for model in models.config} - self._serving.keys()
@@ -180,8 +182,8 @@ class ModelStore:
                 else:
                     self._tell_once(
                         name,
-                        f"No versions of servable {name} found under base path {model.base_path}. Did you forget to "
-                        "name your leaf directory as a number (eg. '/1/')?",
+                        f"No versions of servable {name} found under base path {model.base_path}. "
+                        "Did you forget to name your leaf directory as a number (eg. '/1/')?",
                     )
                 self._aspire(name, wanted)
 
@@ -200,7 +202,8 @@ class ModelStore:
                 if version.state in ("START", "END") and (not version.wanted or version.incomplete):
                     to_load.append(number)
             for number, version in model.versions.items():
-                version.wanted = number in wanted
+                # One that is still being unloaded is not touched now; the next look loads it again.
+                version.wanted = number in wanted and version.state != "UNLOADING"
         for number in to_load:
             self._load_version(name, number, model.versions[number], wanted[number])
         with self._changed:
@@ -209,8 +212,13 @@ class ModelStore:
             if wanted and not any(model.versions[number].wanted for number in available):
                 return
             to_unload = [number for number in available if not model.versions[number].wanted]
-        for number in to_unload:
-            self._unload_version(name, number, model.versions[number])
+            for number in to_unload:
+                model.versions[number].state = "UNLOADING"  # From here on no request can find it.
+        self._unloading = [thread for thread in self._unloading if thread.is_alive()]
+        for number in to_unload:  # Its requests may take long; nothing else should wait for them.
+            unloading = threading.Thread(target=self._unload, args=(name, number, model.versions[number]))
+            unloading.start()
+            self._unloading.append(unloading)
 
     def _load_version(self, name: str, number: int, version: _Version, path: Path) -> None:
         incomplete = missing_variables(path)
@@ -238,9 +246,8 @@ class ModelStore:
         self._set(version, "AVAILABLE")
         _LOG.info("Loaded %s version %d in %.2f s", name, number, time.perf_counter() - started)
 
-    def _unload_version(self, name: str, number: int, version: _Version) -> None:
+    def _unload(self, name: str, number: int, version: _Version) -> None:
         with self._changed:
-            version.state = "UNLOADING"  # From here on no request can find it.
             self._changed.wait_for(lambda: version.requests == 0)
             servable, version.servable = version.servable, None
         if servable is not None:
@@ -253,12 +260,18 @@ class ModelStore:
             version.state, version.error = state, error
             self._changed.notify_all()
 
+    def stop_waiting(self) -> None:
+        """Ends any wait for models that have not appeared; for a server that is told to stop."""
+        self._closing.set()
+
     def close(self) -> None:
         """Unloads everything, after the requests under way."""
         self._closing.set()
         with self._reconciling:
             for name in list(self._models):
                 self._aspire(name, {})
+            for thread in self._unloading:
+                thread.join()
 
     # Requests.
 
@@ -270,8 +283,8 @@ class ModelStore:
             spec: ModelSpec with a name and perhaps a version or a label. Without, the newest version answers.
 
         Raises:
-            StatusError: NOT_FOUND for a model or version that is not loaded, INVALID_ARGUMENT for a label that
-                was not assigned or a missing name.
+            StatusError: NOT_FOUND for a model or version that is not loaded, INVALID_ARGUMENT for a label
+                that was not assigned or a missing name.
         """
         if not spec.name:
             raise invalid_argument("ModelSpec has no name specified.")
@@ -291,19 +304,20 @@ class ModelStore:
             else:
                 raise StatusError("NOT_FOUND", f"Servable not found for request: Latest({spec.name})")
             if number not in available:
-                raise StatusError("NOT_FOUND", f"Servable not found for request: Specific({spec.name}, {number})")
+                raise StatusError(
+                    "NOT_FOUND", f"Servable not found for request: Specific({spec.name}, {number})"
+                )
             version = model.versions[number]
             version.requests += 1
         try:
-            assert version.servable is not None
-            yield version.servable
+            yield cast(Servable, version.servable)
         finally:
             with self._changed:
                 version.requests -= 1
                 self._changed.notify_all()
 
     def status(self, spec: model_pb2.ModelSpec) -> get_model_status_pb2.GetModelStatusResponse:
-        """The state of every version of a model that was ever tracked, the newest first, or of the one asked for.
+        """The state of every version that a model ever had, the newest first, or of the one asked for.
 
         A label in `spec` is not looked at, as in TensorFlow Serving.
 

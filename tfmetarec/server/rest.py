@@ -87,8 +87,8 @@ class RestApi:
                 model = unquote(match.group(1) or "")
                 method = match.group(4) or ""
                 spec = _model_spec(match)
-                if spec is None:  # A version past 64 bits; TensorFlow Serving answers this one without a body.
-                    return Answer(400, b"")
+                if spec is None:
+                    return Answer(400, b"")  # As TensorFlow Serving answers a version past 64 bits.
                 answer = Answer(200, self._dispatch(http_method, method, spec, body))
         except Exception as error:
             status = from_exception(error)
@@ -99,7 +99,8 @@ class RestApi:
             return Answer(HTTP_STATUS.get(status.code, 500), json_codec.error_text(status.message))
         if model:
             METRICS.count_request(model, "OK")
-            METRICS.observe_request(model, method.capitalize(), "REST", time.perf_counter() - started)
+        if http_method == "POST":
+            METRICS.observe_request(model, method, "REST", time.perf_counter() - started)
         return answer._replace(headers=answer.headers | _CORS) if self._cors else answer
 
     def _preflight(self, origin: str) -> Answer:
@@ -235,7 +236,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _check_size(self, size: int) -> None:
         if size > MAX_BODY_BYTES:
-            raise _BodyError(413, f"The body must have at most {MAX_BODY_BYTES} bytes. Received: {size} or more")
+            raise _BodyError(
+                413, f"The body must have at most {MAX_BODY_BYTES} bytes. Received: {size} or more"
+            )
 
     def _chunks(self) -> bytes:
         body = bytearray()
@@ -266,6 +269,12 @@ class _Handler(BaseHTTPRequestHandler):
             raise _BodyError(400, "The gzip data of the body ends too early.")
         return plain
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answers what is not even an HTTP request in JSON too, where the base class writes a web page."""
+        self.close_connection = True
+        self.command = getattr(self, "command", None) or ""
+        self._send(Answer(code, json_codec.error_text(f"Malformed request: {message or code}")))
+
     def log_message(self, format: str, *args: Any) -> None:
         _LOG.debug("%s %s", self.address_string(), format % args)
 
@@ -290,6 +299,7 @@ class RestServer(ThreadingHTTPServer):
         self.api = api
         self._connections: dict[socket.socket, bool] = {}  # Whether a request is being answered on it.
         self._idle = threading.Condition()
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:

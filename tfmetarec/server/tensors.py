@@ -70,7 +70,10 @@ def from_proto(proto: tensor_pb2.TensorProto, name: str) -> np.ndarray:
     field, dtype = _FIELDS[proto.dtype]
     count = math.prod(sizes)
     if proto.tensor_content:
-        if proto.dtype == types_pb2.DT_STRING or len(proto.tensor_content) != count * np.dtype(dtype).itemsize:
+        if (
+            proto.dtype == types_pb2.DT_STRING
+            or len(proto.tensor_content) != count * np.dtype(dtype).itemsize
+        ):
             raise error
         return np.frombuffer(proto.tensor_content, dtype).reshape(sizes)
     values = _typed_values(getattr(proto, field), proto.dtype, dtype)[:count]

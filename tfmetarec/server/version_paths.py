@@ -7,11 +7,9 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
-from tensorflow_serving.config import model_server_config_pb2
+from tensorflow_serving.config.model_server_config_pb2 import ModelConfig
 
 from tfmetarec.server.status import StatusError, invalid_argument
-
-ModelConfig = model_server_config_pb2.ModelConfig
 
 _VARIABLE_OPS = {"VarHandleOp", "VariableV2", "Variable", "AutoReloadVariable"}
 
@@ -30,7 +28,8 @@ def wanted_versions(model: ModelConfig) -> dict[int, Path]:
         names = sorted(child.name for child in base_path.iterdir() if child.is_dir())
     except OSError as error:
         raise invalid_argument(
-            f"Could not find base path {model.base_path} for servable {model.name} with error {error.strerror}"
+            f"Could not find base path {model.base_path} for servable {model.name} "
+            f"with error {error.strerror}"
         ) from None
     found = {int(name): base_path / name for name in names if re.fullmatch("[0-9]{1,19}", name)}
     policy = model.model_version_policy
@@ -54,7 +53,9 @@ def missing_variables(path: Path) -> StatusError | None:
     """
     variables = path / "variables"
     if (variables / "variables.index").exists():
-        shards = [re.fullmatch(r"variables\.data-\d{5}-of-(\d{5})", child.name) for child in variables.iterdir()]
+        shards = [
+            re.fullmatch(r"variables\.data-\d{5}-of-(\d{5})", child.name) for child in variables.iterdir()
+        ]
         totals = [int(shard.group(1)) for shard in shards if shard]
         if totals and len(totals) == max(totals):
             return None

@@ -34,7 +34,7 @@ def warm_up(servable: Servable, iterations: int = 1) -> int:
         How many records there were.
 
     Raises:
-        StatusError: if the file is damaged, too long, or any request fails; the version must not be served then.
+        StatusError: if the file is damaged, too long, or any request fails; the version is then no good.
     """
     path = servable.path / WARMUP_FILE
     if not path.exists():
@@ -46,7 +46,9 @@ def warm_up(servable: Servable, iterations: int = 1) -> int:
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             count += 1
             if count > MAX_RECORDS:
-                raise invalid_argument(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}")
+                raise invalid_argument(
+                    f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}"
+                )
             log = _parse(record, str(path))
             for _ in range(iterations):
                 _replay(servable, log)

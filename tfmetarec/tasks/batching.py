@@ -31,6 +31,7 @@ class Episodes:
     negatives: int
     steps_per_epoch: int
     in_time: bool
+    early: float
     seed: int
     sampler: NegativeSampler | None
     _tables: dict[str, dict[str, tf.Tensor]] = field(repr=False, default_factory=dict)
@@ -43,7 +44,9 @@ class Episodes:
         table, per_batch = self.table, self.tasks_per_batch
         rng = np.random.default_rng([self.seed, 0, batch])
         tasks = task_stream(len(table), batch * per_batch, per_batch, self.seed)
-        draw = draw_slots(table, tasks, support=self.support, query=self.query, in_time=self.in_time, rng=rng)
+        draw = draw_slots(
+            table, tasks, support=self.support, query=self.query, in_time=self.in_time, early=self.early, rng=rng
+        )
         rows = {
             "support_length": draw.support_length,
             "query_length": draw.query_length,
@@ -116,6 +119,9 @@ def user_episodes(interactions: Interactions, vocabulary: Vocabulary, **options:
             once for the query. Defaults to 512 for implicit feedback; must be 0 for explicit.
         negative_sampling: "popularity" (default), "uniform" or "category".
         order: "time" (support precedes query) or "random". Defaults to "time" where there are timestamps.
+        early: float, at least 1. In time order, how strongly episodes prefer the beginning of a history, which is
+            what a new user's looks like: a window starts `u ** early` of the way, `u` uniform. Defaults to 4;
+            1 is anywhere alike.
         min_interactions: int, at least 2. Smaller tasks are left out, see `episodes.table.notes`.
         steps_per_epoch: int. Defaults to once through all tasks.
         seed: int. Equal seeds give equal episodes.
@@ -147,6 +153,7 @@ def _episodes(
     negatives: int | None = None,
     negative_sampling: str = "popularity",
     order: str | None = None,
+    early: float = 4.0,
     min_interactions: int = 2,
     steps_per_epoch: int | None = None,
     seed: int = 0,
@@ -158,6 +165,7 @@ def _episodes(
     for name, value, least in (
         ("query", query, 1),
         ("tasks_per_batch", tasks_per_batch, 1),
+        ("early", early, 1),
         ("min_interactions", min_interactions, 2),
         ("steps_per_epoch", 1 if steps_per_epoch is None else steps_per_epoch, 1),
     ):
@@ -187,5 +195,16 @@ def _episodes(
     steps = steps_per_epoch or -(-len(table) // tasks_per_batch)
     in_time = table.ordered if order is None else order == "time"
     return Episodes(
-        table, vocabulary, (fewest, most), query, tasks_per_batch, negatives, steps, in_time, seed, sampler, tables
+        table,
+        vocabulary,
+        support=(fewest, most),
+        query=query,
+        tasks_per_batch=tasks_per_batch,
+        negatives=negatives,
+        steps_per_epoch=steps,
+        in_time=in_time,
+        early=early,
+        seed=seed,
+        sampler=sampler,
+        _tables=tables,
     )

@@ -47,6 +47,7 @@ def draw_slots(
     support: tuple[int, int],
     query: int,
     in_time: bool,
+    early: float = 1.0,
     rng: np.random.Generator,
 ) -> Draw:
     """Draws support and query for `tasks`.
@@ -62,6 +63,8 @@ def draw_slots(
         support: least and most support interactions; `K` is uniform between them for each task.
         query: most query interactions.
         in_time: whether the window is consecutive.
+        early: at least 1. Where a consecutive window starts is `u ** early` of the way, `u` uniform: 1 is
+            anywhere alike, larger values prefer the beginning of a history.
         rng: where the randomness comes from.
     """
     fewest, most = support
@@ -70,7 +73,8 @@ def draw_slots(
     used = np.minimum(sizes, width)
     place = np.arange(width)
     if in_time:
-        first = rng.integers(0, sizes - used + 1)
+        # Nearer the beginning, where a new user's history lies: density falls as the window moves on.
+        first = (rng.random(len(tasks)) ** early * (sizes - used + 1)).astype(np.int64)
         window = first[:, None] + np.minimum(place, used[:, None] - 1)
     else:
         keys = rng.random((len(tasks), int(sizes.max())), np.float32)
@@ -107,7 +111,11 @@ class NegativeSampler:
     KINDS = ("popularity", "uniform", "category")
 
     def __init__(
-        self, table: TaskTable, popularity: np.ndarray, kind: str = "popularity", category: np.ndarray | None = None
+        self,
+        table: TaskTable,
+        popularity: np.ndarray,
+        kind: str = "popularity",
+        category: np.ndarray | None = None,
     ):
         if kind not in self.KINDS:
             raise ValueError(f"`negative_sampling` must be one of {', '.join(self.KINDS)}. Received: {kind!r}")

@@ -66,7 +66,12 @@ class TaskTable:
 
     @classmethod
     def build(
-        cls, interactions: Interactions, vocabulary: Vocabulary, *, kind: str = "user", min_interactions: int = 1
+        cls,
+        interactions: Interactions,
+        vocabulary: Vocabulary,
+        *,
+        kind: str = "user",
+        min_interactions: int = 1,
     ) -> "TaskTable":
         """Groups `interactions` by task and encodes the features they need.
 
@@ -138,7 +143,9 @@ class TaskTable:
 def _positions(values: pl.Series, column: pl.Series) -> np.ndarray:
     """Where each entry of `column` stands in the sorted `values`."""
     places = pl.DataFrame({"value": values, "place": np.arange(len(values), dtype=np.int32)})
-    return pl.DataFrame({"value": column}).join(places, on="value", how="left", maintain_order="left")["place"].to_numpy()
+    return (
+        pl.DataFrame({"value": column}).join(places, on="value", how="left", maintain_order="left")["place"].to_numpy()
+    )
 
 
 def _labels(table: pl.DataFrame, vocabulary: Vocabulary) -> np.ndarray:

@@ -3,7 +3,7 @@
 import ast
 import importlib
 import pkgutil
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from tfmetarec.data.errors import DataError, nearest_name
@@ -18,13 +18,13 @@ def available() -> dict[str, str]:
     'Made-up interactions with a known right answer: users prefer the items of their own group.'
     """
     # The sources are parsed, not imported: a list must not fail for one data set's missing package.
-    return {
-        module.name: (
-            ast.get_docstring(ast.parse((files(__name__) / f"{module.name}.py").read_text(encoding="utf-8")))
-            or ""
-        ).split("\n")[0]
+    docstrings = {
+        module.name: ast.get_docstring(
+            ast.parse(Path(__file__).with_name(f"{module.name}.py").read_text(encoding="utf-8"))
+        )
         for module in pkgutil.iter_modules(__path__)
     }
+    return {name: (docstring or "").split("\n")[0] for name, docstring in docstrings.items()}
 
 
 def load(name: str, **options: Any) -> Interactions:

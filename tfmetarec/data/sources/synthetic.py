@@ -58,7 +58,7 @@ def load(
             there is noise, at most the items outside the largest. Explicit: at most `n_items`.
         noise: float in [0, 1].
         feedback: str, `"implicit"` or `"explicit"`.
-        seed: int. Equal seeds give equal data.
+        seed: int, at least 0. Equal seeds give equal data.
 
     Raises:
         DataError: if an argument is out of range.
@@ -117,9 +117,9 @@ def truth(n_users: int = 200, n_items: int = 100, n_groups: int = 4, seed: int =
     Raises:
         DataError: if an argument is out of range.
     """
-    for name, value in (("n_users", n_users), ("n_groups", n_groups)):
-        if value < 1:
-            raise DataError(f"`{name}` must be at least 1. Received: {name}={value}")
+    for name, value, least in (("n_users", n_users, 1), ("n_groups", n_groups, 1), ("seed", seed, 0)):
+        if value < least:
+            raise DataError(f"`{name}` must be at least {least}. Received: {name}={value}")
     if n_items < n_groups:
         raise DataError(
             f"`n_items` must be at least `n_groups`. Received: n_items={n_items}, n_groups={n_groups}"

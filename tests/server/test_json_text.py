@@ -1,0 +1,68 @@
+import pytest
+
+from tfmetarec.server import json_text
+from tfmetarec.server.status import StatusError
+
+
+@pytest.mark.parametrize(
+    ("body", "reason", "offset"),
+    [
+        (b"nope", "Invalid value.", 1),
+        (b"  ", "The document is empty.", 2),
+        (b"{", "Missing a name for object member.", 1),
+        (b'{"a"', "Missing a colon after a name of object member.", 4),
+        (b'{"a": 1', "Missing a comma or } after an object member.", 7),
+        (b'{"a": [1 2]}', "Missing a comma or ] after an array element.", 9),
+        (b'{"a": "x', "Missing a closing quotation mark in string.", 8),
+        (b'{"a": "\\x"}', "Invalid escape character in string.", 7),
+        (b'{"a": "\\u12"}', "Incorrect hex digit after \\u escape in string.", 7),
+        (b'{"a": 1.}', "Miss fraction part in number.", 8),
+        (b'{"a": 1e}', "Miss exponent in number.", 8),
+        (b'{"a": -}', "Invalid value.", 7),
+        (b'{"a": "\x01"}', "Invalid encoding in string.", 7),
+        ('{"é": nul}'.encode(), "Invalid value.", 10),
+    ],
+)
+def test_a_malformed_document_is_explained_with_the_byte_where_reading_stopped(body, reason, offset):
+    with pytest.raises(StatusError) as caught:
+        json_text.parse_object(body)
+    assert caught.value.message == f"JSON Parse error: {reason} at offset: {offset}"
+
+
+def test_an_empty_body_and_a_list_are_no_objects():
+    with pytest.raises(StatusError, match="The document is empty"):
+        json_text.parse_object(b"")
+    with pytest.raises(StatusError) as caught:
+        json_text.parse_object(b"[1, 2]")
+    assert caught.value.message == "JSON Value: [1, 2] Is not object"
+
+
+def test_a_document_nested_too_deeply_is_refused():
+    with pytest.raises(StatusError, match="nested too deeply"):
+        json_text.parse_object(b'{"a":' + b"[" * 100_000)
+
+
+def test_bytes_that_are_not_utf8_and_a_byte_order_mark_are_survived():
+    document = json_text.parse_object(b'\xef\xbb\xbf{"a": "\xff"}')
+    assert document["a"].encode("utf-8", "surrogateescape") == b"\xff"
+
+
+def test_objects_within_lists_are_laid_out_as_rapidjson_does():
+    assert json_text.pretty({"rows": [{"a": 1.0}], "none": None, "empty": {}}) == (
+        '{\n    "rows": [{\n            "a": 1.0\n        }],\n    "none": null,\n    "empty": {}\n}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1e20, "100000000000000000000.0"),
+        (1e21, "1e21"),
+        (0.000001, "0.000001"),
+        (1e-7, "1e-7"),
+        (-1.5e30, "-1.5e30"),
+    ],
+)
+def test_the_shortest_decimal_has_an_exponent_only_for_far_numbers(value, text):
+    assert json_text.shortest_decimal(value) == text
+    assert float(text) == value
