@@ -75,15 +75,10 @@ def test_the_last_error_comes_out_when_the_retries_are_used_up(answering):
     with client_of(server, retries=1) as client, pytest.raises(ServingError) as caught:
         client.status()
     assert server.requests == 2
-    assert (
-        str(caught.value)
-        == "UNAVAILABLE: The batch scheduling queue to which this task was submitted is full"
-    )
+    assert str(caught.value) == "UNAVAILABLE: The batch scheduling queue to which this task was submitted is full"
 
 
-@pytest.mark.parametrize(
-    ("status", "code"), [(400, "INVALID_ARGUMENT"), (404, "NOT_FOUND"), (500, "INTERNAL")]
-)
+@pytest.mark.parametrize(("status", "code"), [(400, "INVALID_ARGUMENT"), (404, "NOT_FOUND"), (500, "INTERNAL")])
 def test_other_errors_are_told_at_once(answering, status, code):
     server = answering((status, b'{"error": "words of the server"}'))
     with client_of(server) as client, pytest.raises(ServingError) as caught:

@@ -11,7 +11,6 @@ import http.client
 import json
 import math
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -53,6 +52,9 @@ _CODES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
+
+
+_BROKEN = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
 
 
 class ServingError(Exception):
@@ -123,8 +125,7 @@ class Client:
             raise ValueError(f"`model` must name a model. Received: model={model!r}")
         if version is not None and label is not None:
             raise ValueError(
-                "Only one of `version` and `label` can be given. "
-                f"Received: version={version}, label={label!r}"
+                f"Only one of `version` and `label` can be given. Received: version={version}, label={label!r}"
             )
         if not timeout_s > 0:
             raise ValueError(f"`timeout_s` must be greater than 0. Received: timeout_s={timeout_s}")
@@ -155,9 +156,7 @@ class Client:
         definition = self._signature(signature, end)
         arrays = {name: _as_input(name, value, definition["inputs"]) for name, value in inputs.items()}
         try:
-            return self._retried(
-                lambda left_s: self._transport.predict(arrays, signature, definition, left_s), end
-            )
+            return self._retried(lambda left_s: self._transport.predict(arrays, signature, definition, left_s), end)
         except ServingError as error:
             if error.code == "INVALID_ARGUMENT":  # Perhaps a new version with another signature.
                 self._signatures = None
@@ -183,13 +182,14 @@ class Client:
         return self._retried(self._transport.metadata, time.monotonic() + self._timeout_s)
 
     def _signature(self, name: str, end: float) -> dict[str, Any]:
-        if self._signatures is None or name not in self._signatures:
+        signatures = self._signatures  # Another thread may drop them meanwhile.
+        if signatures is None or name not in signatures:
             page = self._retried(self._transport.metadata, end)
-            self._signatures = page["metadata"]["signature_def"]["signature_def"]
-        if name not in self._signatures:
-            known = ", ".join(sorted(key for key in self._signatures if not key.startswith("__")))
+            self._signatures = signatures = page["metadata"]["signature_def"]["signature_def"]
+        if name not in signatures:
+            known = ", ".join(sorted(key for key in signatures if not key.startswith("__")))
             raise ServingError("INVALID_ARGUMENT", f"The model has no signature {name!r}; it has {known}.")
-        return self._signatures[name]
+        return signatures[name]
 
     def _retried(self, call: Callable[[float], Any], end: float) -> Any:
         for attempt in range(self._retries + 1):
@@ -221,9 +221,7 @@ class Client:
 def _as_input(name: str, value: Any, infos: Mapping[str, Any]) -> np.ndarray:
     """Gives an input the type and, where it is empty, the shape that the signature wants."""
     if name not in infos:
-        raise ValueError(
-            f"`inputs` must hold inputs of the signature: {', '.join(sorted(infos))}. Received: {name}"
-        )
+        raise ValueError(f"`inputs` must hold inputs of the signature: {', '.join(sorted(infos))}. Received: {name}")
     info = infos[name]
     dtype = _NUMPY_TYPES.get(info["dtype"])
     if dtype is None:
@@ -300,13 +298,10 @@ class _Rest:
         fresh = connection.sock is None
         try:
             return self._exchange(connection, method, path, body, left_s)
-        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
+        except _BROKEN as error:
             # A server may close a connection that was idle. It then never saw the request.
-            connection.close()
             if fresh:
-                raise ServingError(
-                    "UNAVAILABLE", f"The connection to {self._address()} broke: {error}."
-                ) from None
+                raise ServingError("UNAVAILABLE", f"The connection to {self._address()} broke: {error}.") from None
         return self._request(method, path, body, left_s)
 
     def _exchange(
@@ -317,29 +312,27 @@ class _Rest:
         body: bytes | None,
         left_s: float,
     ) -> Any:
+        late = ServingError("DEADLINE_EXCEEDED", f"No answer from {self._address()} within {left_s:.3g} s.")
         connection.timeout = left_s
         try:
             if connection.sock is None:
                 connection.connect()
+        except TimeoutError:
+            raise late from None
+        except OSError as error:
+            raise _NotSent("UNAVAILABLE", f"Could not connect to {self._address()}: {error.strerror}.") from None
+        try:
             connection.sock.settimeout(left_s)
             connection.request(method, self._path + path, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
             text = response.read().decode("utf-8", "surrogateescape")
-        except TimeoutError:
-            connection.close()
-            raise ServingError(
-                "DEADLINE_EXCEEDED", f"No answer from {self._address()} within {left_s:.3g} s."
-            ) from None
-        except (ConnectionRefusedError, socket.gaierror) as error:
-            connection.close()
-            raise _NotSent(
-                "UNAVAILABLE", f"Could not connect to {self._address()}: {error.strerror}."
-            ) from None
-        except http.client.RemoteDisconnected:
+        except BaseException as error:
+            connection.close()  # Half an exchange is left on it.
+            if isinstance(error, TimeoutError):
+                raise late from None
+            if isinstance(error, http.client.HTTPException) and not isinstance(error, _BROKEN):
+                raise ServingError("UNKNOWN", f"{self._address()} did not answer in HTTP: {error!r}.") from None
             raise
-        except http.client.HTTPException as error:
-            connection.close()
-            raise ServingError("UNKNOWN", f"{self._address()} did not answer in HTTP: {error!r}.") from None
         return self._decoded(response.status, text)
 
     def _decoded(self, status: int, text: str) -> Any:
@@ -469,9 +462,7 @@ class _Grpc:
         for name, array in inputs.items():
             request.inputs[name].CopyFrom(tf.make_tensor_proto(array, shape=array.shape))
         response = self._call(self._prediction.Predict, request, left_s)
-        return {
-            name: _from_tensor(name, tf.make_ndarray(tensor)) for name, tensor in response.outputs.items()
-        }
+        return {name: _from_tensor(name, tf.make_ndarray(tensor)) for name, tensor in response.outputs.items()}
 
     def status(self, left_s: float) -> list[dict[str, Any]]:
         from tensorflow_serving.apis import get_model_status_pb2

@@ -15,9 +15,7 @@ ONE = 'config { name: "m" base_path: "/m" model_platform: "tensorflow" }'
 
 def test_a_batching_file_is_read(tmp_path):
     path = tmp_path / "batching.config"
-    path.write_text(
-        "max_batch_size { value: 32 } allowed_batch_sizes: [8, 32] pad_variable_length_inputs: true"
-    )
+    path.write_text("max_batch_size { value: 32 } allowed_batch_sizes: [8, 32] pad_variable_length_inputs: true")
     parameters = config.read_batching(str(path))
     assert parameters.max_batch_size.value == 32
     assert list(parameters.allowed_batch_sizes) == [8, 32]
@@ -73,9 +71,7 @@ def test_a_model_cannot_change_its_platform():
 
 
 def test_flags_are_taken_in_both_spellings():
-    parsed = flags.parse(
-        ["--model_base_path", "/m", "--port=1", "--rest_api_port=2", "--enable_batching=false"]
-    )
+    parsed = flags.parse(["--model_base_path", "/m", "--port=1", "--rest_api_port=2", "--enable_batching=false"])
     assert (parsed.model_base_path, parsed.port, parsed.rest_api_port) == ("/m", 1, 2)
     assert parsed.enable_batching is False
     assert flags.parse(["--model_base_path=/m", "--enable_batching"]).enable_batching is True

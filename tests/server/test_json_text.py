@@ -19,6 +19,11 @@ from tfmetarec.server.status import StatusError
         (b'{"a": 1.}', "Miss fraction part in number.", 8),
         (b'{"a": 1e}', "Miss exponent in number.", 8),
         (b'{"a": -}', "Invalid value.", 7),
+        (b'{"a": Nan}', "Invalid value.", 8),
+        (b'{"a": -Infinite}', "Invalid value.", 14),
+        (b'{"a": "\\ud800"}', "The surrogate pair in string is invalid.", 7),
+        (b'{"a": "\\ude00\\ud800"}', "The surrogate pair in string is invalid.", 7),
+        (b'{"a": 1' + b"0" * 5000 + b"}", "Number too big to be stored in double.", 0),
         (b'{"a": "\x01"}', "Invalid encoding in string.", 7),
         ('{"é": nul}'.encode(), "Invalid value.", 10),
     ],
@@ -27,6 +32,10 @@ def test_a_malformed_document_is_explained_with_the_byte_where_reading_stopped(b
     with pytest.raises(StatusError) as caught:
         json_text.parse_object(body)
     assert caught.value.message == f"JSON Parse error: {reason} at offset: {offset}"
+
+
+def test_text_behind_the_document_is_ignored_and_whole_surrogate_pairs_are_read():
+    assert json_text.parse_object(b'{"a": "\\ud83d\\ude00"} }') == {"a": "\U0001f600"}
 
 
 def test_an_empty_body_and_a_list_are_no_objects():
@@ -40,6 +49,12 @@ def test_an_empty_body_and_a_list_are_no_objects():
 def test_a_document_nested_too_deeply_is_refused():
     with pytest.raises(StatusError, match="nested too deeply"):
         json_text.parse_object(b'{"a":' + b"[" * 100_000)
+
+
+def test_a_large_malformed_document_is_refused_quickly_with_the_place_of_the_error():
+    body = b'{"a": "' + "é".encode() * json_text.MAX_EXPLAINED_BYTES + b'", }'
+    with pytest.raises(StatusError, match=f"Invalid value. at offset: {len(body) - 1}$"):
+        json_text.parse_object(body)
 
 
 def test_bytes_that_are_not_utf8_and_a_byte_order_mark_are_survived():

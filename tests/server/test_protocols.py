@@ -112,8 +112,7 @@ def test_only_the_outputs_asked_for_come_back(stubs):
     request.output_filter[:] = ["nothing"]
     assert failed(stubs[0].Predict, request) == (
         "INVALID_ARGUMENT",
-        "output tensor alias not found in signature: nothing Outputs expected to be in the set "
-        "{count,label,score}.",
+        "output tensor alias not found in signature: nothing Outputs expected to be in the set {count,label,score}.",
     )
 
 
@@ -205,9 +204,7 @@ def test_requests_without_what_they_need_are_refused(stubs):
     assert failed(prediction.GetModelMetadata, metadata)[1] == (
         "GetModelMetadataRequest must specify at least one metadata_field"
     )
-    assert (
-        failed(models.GetModelStatus, get_model_status_pb2.GetModelStatusRequest())[1] == "Missing ModelSpec"
-    )
+    assert failed(models.GetModelStatus, get_model_status_pb2.GetModelStatusRequest())[1] == "Missing ModelSpec"
     assert failed(prediction.Predict, predict_request("none", text="x")) == (
         "FAILED_PRECONDITION",
         'Serving signature key "none" not found.',
@@ -234,9 +231,7 @@ def test_garbage_instead_of_a_message_is_an_error_and_the_server_lives(server, s
         raw = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
         with pytest.raises(grpc.RpcError):
             raw(b"\xff\xff\xff\xff", timeout=20)
-    assert stubs[0].Predict(predict_request("text", text="x"), timeout=20).outputs["text"].string_val == [
-        b"x"
-    ]
+    assert stubs[0].Predict(predict_request("text", text="x"), timeout=20).outputs["text"].string_val == [b"x"]
 
 
 def test_messages_beyond_grpcs_default_limit_pass(stubs):
@@ -318,9 +313,7 @@ def test_a_body_announced_too_large_is_refused_unread(server):
     assert raw_exchange(server, head).startswith(b"HTTP/1.1 413 ")
 
 
-@pytest.mark.parametrize(
-    "sent", [b"\x00\x01\x02\r\n\r\n", b"GET\r\n\r\n", b"BREW /v1/models/basket HTTP/1.1\r\n\r\n"]
-)
+@pytest.mark.parametrize("sent", [b"\x00\x01\x02\r\n\r\n", b"GET\r\n\r\n", b"BREW /v1/models/basket HTTP/1.1\r\n\r\n"])
 def test_what_is_not_http_gets_an_error_object(server, sent):
     assert b'"error": "Malformed request: ' in raw_exchange(server, sent)
 
@@ -368,9 +361,7 @@ def test_the_prometheus_page_counts_requests_by_model_and_status(server, call):
     after, lines = count("OK")
     assert after - before == 3
     assert count("INVALID_ARGUMENT")[0] - wrong_before == 1
-    latency = (
-        ':tensorflow:serving:request_latency_bucket{model_name="basket",API="predict",entrypoint="REST",le="'
-    )
+    latency = ':tensorflow:serving:request_latency_bucket{model_name="basket",API="predict",entrypoint="REST",le="'
     buckets = [int(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(latency)]
     assert buckets == sorted(buckets)
     assert len(buckets) == 33

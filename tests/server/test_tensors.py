@@ -56,6 +56,8 @@ def test_missing_values_repeat_the_last_one_and_none_at_all_means_zero():
         {"dtype": types_pb2.DT_STRING, "shape": [1], "tensor_content": b"x"},
         {"dtype": types_pb2.DT_FLOAT, "shape": [1 << 40], "float_val": [1.0]},
         {"dtype": types_pb2.DT_FLOAT, "shape": [1 << 62, 1 << 62], "float_val": [1.0]},
+        {"dtype": types_pb2.DT_FLOAT, "shape": [0, 1 << 62]},
+        {"dtype": types_pb2.DT_FLOAT, "shape": [1] * 65, "float_val": [1.0]},
     ],
 )
 def test_a_message_that_makes_no_tensor_is_refused(fields):

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import subprocess
 import threading
 import time
 
@@ -11,13 +12,15 @@ import pytest
 import tensorflow as tf
 from google.protobuf import text_format
 from tensorflow_serving.apis import (
+    get_model_status_pb2,
     model_management_pb2,
+    model_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_log_pb2,
 )
 
-from tfmetarec.server import BatchingOptions, Server, StatusError
+from tfmetarec.server import BatchingOptions, Server, StatusError, inference
 
 pytestmark = pytest.mark.serving
 
@@ -35,8 +38,6 @@ def publish(exported, base, version, source="2"):
 
 
 def states(server, name="basket"):
-    from tensorflow_serving.apis import get_model_status_pb2, model_pb2
-
     rows = server.store.status(model_pb2.ModelSpec(name=name)).model_version_status
     state = get_model_status_pb2.ModelVersionStatus.State
     return {row.version: state.Name(row.state) for row in rows}
@@ -91,29 +92,16 @@ def test_an_incomplete_version_is_not_loaded_until_it_is_complete(exported, base
         assert scored(http_call, server) == [102.0]
 
 
-def test_an_answer_under_way_on_the_old_version_still_arrives(exported, base, http_call):
+def test_what_is_under_way_on_the_old_version_finishes_before_it_is_closed(exported, base, http_call):
     with Server("basket", base, file_system_poll_wait_s=0.05) as server:
-        answers = []
-
-        def ask(steps):
-            body = {"signature_name": "slow", "inputs": [steps]}
-            answers.append(
-                http_call(server.rest_api_port, "POST", "/v1/models/basket/versions/1:predict", body)
-            )
-
-        steps = 2000
-        started = time.monotonic()
-        ask(steps)
-        steps = int(steps * 3.0 / (time.monotonic() - started))  # About three seconds of work.
-        thread = threading.Thread(target=ask, args=(steps,))
-        thread.start()
-        time.sleep(0.3)
-        publish(exported, base, "2")
-        wait_for(lambda: states(server).get(2) == "AVAILABLE")
-        assert states(server)[1] == "UNLOADING"
-        assert scored(http_call, server) == [102.0]
-        thread.join()
-        assert answers[1] == (200, {"outputs": [float(steps)]})
+        with server.store.use(model_pb2.ModelSpec(name="basket")) as old:
+            publish(exported, base, "2")
+            wait_for(lambda: states(server) == {2: "AVAILABLE", 1: "UNLOADING"})
+            assert scored(http_call, server) == [102.0]
+            path = "/v1/models/basket/versions/1:predict"
+            assert http_call(server.rest_api_port, "POST", path, {"inputs": 1})[0] == 404
+            signature = inference.predict_signature(old, "total")
+            assert inference.predict(old, signature, {"x": np.float32([1, 2])})["total"] == 3.0
         wait_for(lambda: states(server)[1] == "END")
 
 
@@ -121,9 +109,7 @@ def test_all_versions_leaving_ends_the_model(base, http_call):
     with Server("basket", base, file_system_poll_wait_s=0.05) as server:
         shutil.rmtree(base / "1")
         wait_for(lambda: states(server) == {1: "END"})
-        status, page = http_call(
-            server.rest_api_port, "POST", "/v1/models/basket:predict", {"instances": [1]}
-        )
+        status, page = http_call(server.rest_api_port, "POST", "/v1/models/basket:predict", {"instances": [1]})
         assert (status, page["error"]) == (404, "Servable not found for request: Latest(basket)")
 
 
@@ -144,6 +130,33 @@ def test_a_model_that_cannot_be_loaded_keeps_the_server_from_starting(tmp_path):
     )
 
 
+def test_a_failed_load_is_tried_again_as_often_as_asked(tmp_path, caplog):
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    server = Server("m", tmp_path / "m", load_retries=2, load_retry_wait_s=0.01)
+    with pytest.raises(StatusError), server:
+        pass
+    assert caplog.text.count("Could not load m version 1") == 3
+
+
+def test_a_new_label_may_wait_for_its_version_where_that_is_allowed(exported, base, tmp_path, http_call):
+    file = tmp_path / "models.config"
+    file.write_text(
+        f'model_config_list {{ config {{ name: "basket" base_path: "{base}" model_platform: "tensorflow" '
+        'version_labels { key: "next" value: 2 } } }'
+    )
+    with pytest.raises(StatusError, match="assign label to version 2"), Server(model_config_file=file):
+        pass
+    settings = {"allow_labels_for_unavailable": True, "file_system_poll_wait_s": 0.05, "port": None}
+    with Server(model_config_file=file, **settings) as server:
+        path = "/v1/models/basket/labels/next:predict"
+        body = {"signature_name": "total", "inputs": [1.0]}
+        assert http_call(server.rest_api_port, "POST", path, body)[0] == 404
+        publish(exported, base, "2")
+        wait_for(lambda: http_call(server.rest_api_port, "POST", path, body)[0] == 200)
+    with pytest.raises(StatusError, match="labels are not currently allowed"):
+        Server(model_config_file=file, allow_labels_for_unavailable=True, allow_version_labels=False).start()
+
+
 def test_a_model_that_does_not_appear_in_time_is_an_error(tmp_path):
     with (
         pytest.raises(StatusError, match="Could not find base path"),
@@ -158,6 +171,25 @@ def test_a_taken_port_is_an_error(base):
             Server("basket", base, port=None, rest_api_port=server.rest_api_port).start()
         with pytest.raises(StatusError, match=f"gRPC port 127.0.0.1:{server.port} is taken"):
             Server("basket", base, port=server.port, rest_api_port=None).start()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_grpc_speaks_tls_with_the_certificate_of_the_ssl_file(base, tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    made += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(made, check=True, capture_output=True)
+    texts = [file.read_text().replace("\n", "\\n") for file in (key, certificate)]
+    (tmp_path / "ssl.config").write_text(f'server_key: "{texts[0]}" server_cert: "{texts[1]}"')
+    with Server("basket", base, rest_api_port=None, ssl_config_file=tmp_path / "ssl.config") as server:
+        request = get_model_status_pb2.GetModelStatusRequest()
+        request.model_spec.name = "basket"
+        address = f"127.0.0.1:{server.port}"
+        with grpc.secure_channel(address, grpc.ssl_channel_credentials(certificate.read_bytes())) as channel:
+            stub = model_service_pb2_grpc.ModelServiceStub(channel)
+            assert stub.GetModelStatus(request, timeout=10).model_version_status[0].version == 1
+        with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError):
+            model_service_pb2_grpc.ModelServiceStub(channel).GetModelStatus(request, timeout=10)
 
 
 def test_settings_that_break_a_rule_are_refused(base):
@@ -192,8 +224,7 @@ def test_configuration_is_replaced_as_a_whole_and_labels_follow_versions(exporte
     with Server("basket", base, file_system_poll_wait_s=0) as server:
         assert reload(server, listing(label)) == (
             "FAILED_PRECONDITION",
-            "Request to assign label to version 1 of model basket, which is not currently available for "
-            "inference",
+            "Request to assign label to version 1 of model basket, which is not currently available for inference",
         )
         assert reload(server, listing(both)) == ("OK", "")
         assert reload(server, listing(both + label)) == ("OK", "")
@@ -208,9 +239,7 @@ def test_configuration_is_replaced_as_a_whole_and_labels_follow_versions(exporte
 
 
 def test_a_rejected_platform_blocks_later_reloads_as_in_tensorflow_serving(base, http_call):
-    listing = (
-        f'model_config_list {{ config {{ name: "basket" base_path: "{base}" model_type: TENSORFLOW }} %s }}'
-    )
+    listing = f'model_config_list {{ config {{ name: "basket" base_path: "{base}" model_type: TENSORFLOW }} %s }}'
     good, new = listing % "", listing % f'config {{ name: "new" base_path: "{base}" }}'
     with Server("basket", base, file_system_poll_wait_s=0) as server:
         for text in (new, good):
@@ -223,9 +252,7 @@ def test_a_rejected_platform_blocks_later_reloads_as_in_tensorflow_serving(base,
 def test_a_changed_configuration_file_is_applied(exported, base, tmp_path, http_call):
     publish(exported, base, "2")
     file = tmp_path / "models.config"
-    text = (
-        f'model_config_list {{ config {{ name: "basket" base_path: "{base}" model_type: TENSORFLOW %s }} }}'
-    )
+    text = f'model_config_list {{ config {{ name: "basket" base_path: "{base}" model_type: TENSORFLOW %s }} }}'
     file.write_text(text % "")
     with Server(model_config_file=file, model_config_file_poll_wait_s=0.05) as server:
         assert scored(http_call, server) == [102.0]
@@ -265,7 +292,7 @@ def test_compiled_functions_fail_as_in_tensorflow_serving_unless_allowed(tmp_pat
         for name, answer in expected.items():
             body = {"signature_name": name, "inputs": [3.0]}
             assert http_call(server.rest_api_port, "POST", "/v1/models/m:predict", body) == answer
-    assert "Signature outer of m version 1 was exported with jit_compile" in caplog.text
+    assert "Signature outer of m version 1 needs jit_compile" in caplog.text
     with Server("m", tmp_path / "m", port=None, allow_xla=True) as server:
         body = {"signature_name": "inner", "inputs": [3.0]}
         assert http_call(server.rest_api_port, "POST", "/v1/models/m:predict", body) == (

@@ -58,7 +58,7 @@ class FeatureSpecs:
         return cls(user, item, config["feedback"], config["label_mean"])
 
 
-class Vocabulary(tf.Module):
+class Vocabulary:
     """Knows every raw value seen in training, and the catalogue of items that may be recommended.
 
     Build it with `Vocabulary.fit(split.train)`, never from test data. Raw categories are strings (numbers are
@@ -70,18 +70,18 @@ class Vocabulary(tf.Module):
         item_names: list of `I` display names by row, the raw id where there is no name.
         catalogue: dict of arrays `(I, ...)`: the encoded features of every catalogue item, row 0 unknown.
         popularity: `(I,)` int64, how many training users met each item.
+        tables: lookup tables by "side.feature", for whoever saves a graph that encodes.
     """
 
     def __init__(self, values: dict[str, dict[str, Any]], items: pl.DataFrame, meta: dict[str, Any]):
-        super().__init__(name="vocabulary")
         self.specs = FeatureSpecs.from_dict(meta["specs"])
         self._values, self._items, self._meta = values, items, meta
         self._moments = meta["moments"]
-        self._tables: dict[tuple[str, str], tf.lookup.StaticHashTable] = {}
+        self.tables: dict[str, tf.lookup.StaticHashTable] = {}
         for side in ("user", "item"):
             for spec in getattr(self.specs, side):
                 if spec.kind in ("id", "category", *LISTS) and spec.size > 1:  # An empty table is refused.
-                    self._tables[side, spec.name] = _lookup_table(values[side][spec.name])
+                    self.tables[f"{side}.{spec.name}"] = _lookup_table(values[side][spec.name])
         placeholder = 0 if self.id_dtype("item") == tf.int64 else MISSING
         # Object arrays of str: NumPy's fixed-width strings would cost the longest id for every row.
         ids = values["item"]["item_id"]
@@ -198,6 +198,10 @@ class Vocabulary(tf.Module):
         values = self._values[side].get(f"{side}_id")
         return tf.int64 if values is not None and values.dtype == np.int64 else tf.string
 
+    def known_values(self, side: str, name: str) -> np.ndarray | None:
+        """Raw values of a feature in the order of their rows from 1, or `None` for numbers and vectors."""
+        return self._values[side].get(name)
+
     def item_rows(self, raw_ids: Any) -> np.ndarray:
         """Rows of raw item ids, 0 where the catalogue has none.
 
@@ -235,13 +239,16 @@ class Vocabulary(tf.Module):
                 signature[name] = tf.TensorSpec([None], tf.int32, name)
         return signature
 
-    def encode(self, side: str, raw: Mapping[str, Any], batch_size: Any = None) -> dict[str, tf.Tensor]:
+    def encode(
+        self, side: str, raw: Mapping[str, Any], batch_size: Any = None, only: str | None = None
+    ) -> dict[str, tf.Tensor]:
         """Encodes raw values; works eagerly and inside a graph.
 
         Args:
             side: "user" or "item".
             raw: tensors as `raw_signature` names them, each `(B, ...)`.
             batch_size: `B`, needed only where `raw` may be empty.
+            only: the one feature to encode; `None` for all of the side.
 
         Returns:
             Features of `B` rows: int32 rows for ids, categories (`(B,)`) and lists (`(B, L)`, with
@@ -250,6 +257,8 @@ class Vocabulary(tf.Module):
         features = {}
         for spec in getattr(self.specs, side):
             name = spec.name
+            if only not in (None, name):
+                continue
             if name == "item_popularity":
                 batch = tf.shape(raw["item_id"])
                 features[name] = raw.get(name, tf.fill(batch, self._meta["unseen_popularity"]))
@@ -310,7 +319,7 @@ class Vocabulary(tf.Module):
         return self.encode_frame("user", frame)
 
     def _rows(self, side: str, name: str, raw: Any) -> tf.Tensor:
-        table = self._tables.get((side, name))
+        table = self.tables.get(f"{side}.{name}")
         if table is None:
             return tf.zeros_like(raw, tf.int32)
         return tf.cast(table.lookup(tf.cast(raw, table.key_dtype)), tf.int32)

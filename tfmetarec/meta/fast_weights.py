@@ -81,6 +81,10 @@ class Adaptable:
         """The query vector `(1, D)` of one adapted user, for a model whose score is a dot product."""
         return self._run(weights, user)
 
+    def activate(self, products: tf.Tensor) -> tf.Tensor:
+        """Scores from the dot products of queries and items."""
+        return keras.activations.get(self.inner.activation)(products)
+
     @property
     def is_retrieval(self) -> bool:
         """Whether a score is the dot product of `query` with the encoded item, through an activation."""

@@ -21,7 +21,7 @@ class MAML(GradientLearner):
 
     Example:
     >>> import tfmetarec as tmr
-    >>> data = tmr.data.load("synthetic", n_users=64, n_items=30, seed=0)
+    >>> data = tmr.data.load("synthetic", n_users=64, seed=0)
     >>> vocabulary = tmr.data.Vocabulary.fit(data)
     >>> episodes = tmr.tasks.user_episodes(data, vocabulary, support=(0, 5), query=5, negatives=20)
     >>> learner = MAML(tmr.models.TwoTower(vocabulary, 8), inner_steps=2, inner_learning_rate=0.1)

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 import scipy.linalg
 import scipy.sparse
-import threadpoolctl
 from implicit.als import AlternatingLeastSquares
 from implicit.nearest_neighbours import ItemItemRecommender
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from tfmetarec.tasks.episode import Features, Support
 
@@ -182,8 +182,8 @@ class ItemUserBias(Baseline):
     without surprise. Items and users are fitted in turns until both agree.
 
     Args:
-        item_shrinkage: float, at least 0. Defaults to 1.
-        user_shrinkage: float, at least 0. Defaults to 2.
+        item_shrinkage: float, at least 0. Defaults to 3.
+        user_shrinkage: float, at least 0. Defaults to 5.
         iterations: int, at least 1. Turns over items and users. Defaults to 10.
 
     Example:
@@ -199,7 +199,7 @@ class ItemUserBias(Baseline):
     name = "item+user bias"
     feedback = "explicit"
 
-    def __init__(self, item_shrinkage: float = 1.0, user_shrinkage: float = 2.0, *, iterations: int = 10):
+    def __init__(self, item_shrinkage: float = 3.0, user_shrinkage: float = 5.0, *, iterations: int = 10):
         self.item_shrinkage = _at_least("item_shrinkage", item_shrinkage, 0)
         self.user_shrinkage = _at_least("user_shrinkage", user_shrinkage, 0)
         self.iterations = _at_least("iterations", iterations, 1)
@@ -230,19 +230,22 @@ class ItemUserBias(Baseline):
 class BiasedMF(Baseline):
     """Predicts ratings by biased matrix factorisation; a new user's vector and bias are a ridge solution.
 
-    The model is mean + item bias + user bias + user vector · item vector, trained by alternating least squares.
-    Folding in a new user solves the very least squares of the training: the support's labels less mean and item biases,
-    regressed on the item vectors and a column of ones, for all tasks in one batched solve.
+    The model is mean + item bias + user bias + user vector · item vector, trained by alternating least squares with
+    the vectors' penalty weighted by their number of ratings. Folding in regresses the support's labels, less mean and
+    item biases, on the item vectors and a column of ones, for all tasks in one batched solve. Its penalty is
+    constant: a weighted one would all but vanish where the support is short and caution is needed most.
 
     Args:
         factors: int, at least 1. Defaults to 32.
-        regularization: float, greater than 0. Ridge penalty on the vectors, user and item alike. Defaults to 8.
-        item_shrinkage: float, greater than 0. Ridge penalty on an item's bias. Defaults to 1.
-        user_shrinkage: float, greater than 0. Ridge penalty on a user's bias. Defaults to 2.
+        regularization: float, greater than 0. Training's ridge penalty on a vector, per rating. Defaults to 0.1.
+        fold_in_regularization: float, greater than 0. Ridge penalty on a new user's vector. Defaults to 1.5.
+        item_shrinkage: float, greater than 0. Ridge penalty on an item's bias. Defaults to 3.
+        user_shrinkage: float, greater than 0. Ridge penalty on a user's bias. Defaults to 5.
         iterations: int, at least 1. Turns over users and items. Defaults to 15.
-        seed: int. Where the item vectors start. Defaults to 0.
+        seed: int, at least 0. Where the item vectors start. Defaults to 0.
 
-    Reference: [Koren et al., 2009](https://doi.org/10.1109/MC.2009.263), equation 5
+    Reference: [Koren et al., 2009](https://doi.org/10.1109/MC.2009.263), equation 5; the weighted penalty is that of
+    [Zhou et al., 2008](https://doi.org/10.1007/978-3-540-68880-8_32)
     """
 
     name = "MF fold-in"
@@ -251,19 +254,21 @@ class BiasedMF(Baseline):
     def __init__(
         self,
         factors: int = 32,
-        regularization: float = 8.0,
+        regularization: float = 0.1,
+        fold_in_regularization: float = 1.5,
         *,
-        item_shrinkage: float = 1.0,
-        user_shrinkage: float = 2.0,
+        item_shrinkage: float = 3.0,
+        user_shrinkage: float = 5.0,
         iterations: int = 15,
         seed: int = 0,
     ):
         self.factors = _at_least("factors", factors, 1)
         self.regularization = _above("regularization", regularization, 0)
+        self.fold_in_regularization = _above("fold_in_regularization", fold_in_regularization, 0)
         self.item_shrinkage = _above("item_shrinkage", item_shrinkage, 0)
         self.user_shrinkage = _above("user_shrinkage", user_shrinkage, 0)
         self.iterations = _at_least("iterations", iterations, 1)
-        self.seed = seed
+        self.seed = _at_least("seed", seed, 0)
 
     def _fit(self, ratings: Ratings) -> None:
         user, item = ratings.user, ratings.item
@@ -272,35 +277,27 @@ class BiasedMF(Baseline):
         # The last column of these two is the bias, so that one ridge finds vector and bias together.
         items = np.zeros((ratings.n_items, self.factors + 1), np.float32)
         users = np.zeros((ratings.n_users, self.factors + 1), np.float32)
-        start = np.random.default_rng(self.seed).normal(0, 0.1, (ratings.n_items, self.factors))
-        items[:, :-1] = start
+        rated = np.unique(item)
+        start = np.random.default_rng(self.seed).normal(0, 0.1, (len(rated), self.factors))
+        items[rated, :-1] = start  # The others, row 0 first of all, stay at 0: an unknown item.
         items[:, -1] = _shrunk_means(item, rest, ratings.n_items, self.item_shrinkage)
-        items[0] = 0
         user_groups = list(_groups(user, self.factors + 1))
         item_groups = list(_groups(item, self.factors + 1))
         for _ in range(self.iterations):
             for rows, members, real in user_groups:
-                users[rows] = self._ridge_rows(items[item[members]], rest[members], real, self.user_shrinkage)
+                penalty = self.regularization * real.sum(axis=1)
+                users[rows] = _biased_ridge(items[item[members]], rest[members], real, penalty, self.user_shrinkage)
             for rows, members, real in item_groups:
-                items[rows] = self._ridge_rows(users[user[members]], rest[members], real, self.item_shrinkage)
+                penalty = self.regularization * real.sum(axis=1)
+                items[rows] = _biased_ridge(users[user[members]], rest[members], real, penalty, self.item_shrinkage)
         self.items = items
-
-    def _ridge_rows(
-        self, others: np.ndarray, target: np.ndarray, real: np.ndarray, shrinkage: float
-    ) -> np.ndarray:
-        """The rows `(T, D + 1)` that explain `target` `(T, S)` best, given the other side's rows `(T, S, D + 1)`."""
-        penalty = np.full(self.factors + 1, self.regularization, np.float32)
-        penalty[-1] = shrinkage
-        features = others.copy()
-        features[..., -1] = 1  # What the other side's own bias says is known already: it moves to the target.
-        target = np.where(real, target - others[..., -1], 0)
-        return _ridge(features, real.astype(np.float32), target, np.diag(penalty))
 
     def _adapt(self, item: np.ndarray, label: np.ndarray, real: np.ndarray) -> np.ndarray:
         state = np.zeros((len(item), self.factors + 1), np.float32)
         for block in _blocks(len(item), (self.factors + 1) * max(item.shape[1], self.factors + 1)):
             target = (label[block] - self.mean).astype(np.float32)
-            state[block] = self._ridge_rows(self.items[item[block]], target, real[block], self.user_shrinkage)
+            penalty = np.full(len(target), self.fold_in_regularization)
+            state[block] = _biased_ridge(self.items[item[block]], target, real[block], penalty, self.user_shrinkage)
         return state
 
     def _catalogue(self, state: np.ndarray) -> np.ndarray:
@@ -383,7 +380,8 @@ class EASE(Baseline):
     float32. Nothing approximate happens in either case.
 
     Args:
-        regularization: float, greater than 0. Defaults to 200.
+        regularization: float, greater than 0. Defaults to 5000: a short support needs far more than the few hundred
+            that suit long histories.
 
     Reference: [Steck, 2019](https://arxiv.org/abs/1905.03375), equation 8
     """
@@ -391,7 +389,7 @@ class EASE(Baseline):
     name = "EASE"
     feedback = "implicit"
 
-    def __init__(self, regularization: float = 200.0):
+    def __init__(self, regularization: float = 5000.0):
         self.regularization = _above("regularization", regularization, 0)
 
     def _fit(self, ratings: Ratings) -> None:
@@ -426,10 +424,12 @@ class ImplicitALS(Baseline):
 
     Args:
         factors: int, at least 1. Defaults to 64.
-        regularization: float, greater than 0. Defaults to 10.
-        alpha: float, greater than 0. Confidence of an interaction, where its absence has 1. Defaults to 10.
+        regularization: float, greater than 0, or `None`: 0.2 times `alpha` times the largest singular value of the
+            user-item matrix. With short supports it matters more than anything else: far below this value the
+            ranking falls behind popularity, and far above it all vectors vanish. Defaults to `None`.
+        alpha: float, greater than 0. Confidence of an interaction, where its absence has 1. Defaults to 1.
         iterations: int, at least 1. Defaults to 15.
-        seed: int. Where the vectors start. Defaults to 0.
+        seed: int, at least 0. Where the vectors start. Defaults to 0.
 
     Reference: [Hu et al., 2008](https://doi.org/10.1109/ICDM.2008.22), equation 4
     """
@@ -440,28 +440,32 @@ class ImplicitALS(Baseline):
     def __init__(
         self,
         factors: int = 64,
-        regularization: float = 10.0,
-        alpha: float = 10.0,
+        regularization: float | None = None,
+        alpha: float = 1.0,
         *,
         iterations: int = 15,
         seed: int = 0,
     ):
         self.factors = _at_least("factors", factors, 1)
-        self.regularization = _above("regularization", regularization, 0)
+        self.regularization = None if regularization is None else _above("regularization", regularization, 0)
         self.alpha = _above("alpha", alpha, 0)
         self.iterations = _at_least("iterations", iterations, 1)
-        self.seed = seed
+        self.seed = _at_least("seed", seed, 0)
 
     def _fit(self, ratings: Ratings) -> None:
         matrix = _user_item_matrix(ratings)
+        # With alpha = 1 this is a soft-thresholded singular value decomposition: directions below it are gone.
+        penalty = 0.2 * self.alpha * _largest_singular_value(matrix)
+        self.penalty = penalty if self.regularization is None else self.regularization
         # implicit runs its own threads and warns when BLAS brings more, so BLAS gets one while it trains.
-        with threadpoolctl.threadpool_limits(1, "blas"):
+        with threadpool_limits(1, "blas"):
             model = AlternatingLeastSquares(
                 factors=self.factors,
-                regularization=self.regularization,
+                regularization=self.penalty,
                 alpha=self.alpha,
                 iterations=self.iterations,
                 random_state=self.seed,
+                use_gpu=False,  # Its vectors would not be NumPy arrays.
             )
             model.fit(matrix, show_progress=False)
         self.items = np.asarray(model.item_factors)
@@ -469,7 +473,7 @@ class ImplicitALS(Baseline):
 
     def _adapt(self, item: np.ndarray, label: np.ndarray, real: np.ndarray) -> np.ndarray:
         bought = _distinct(item, real & (label > 0)).astype(np.float32)
-        gram = self.items.T @ self.items + self.regularization * np.eye(self.factors, dtype=np.float32)
+        gram = self.items.T @ self.items + self.penalty * np.eye(self.factors, dtype=np.float32)
         state = np.zeros((len(item), self.factors), np.float32)
         for block in _blocks(len(item), self.factors * max(item.shape[1], self.factors)):
             seen = bought[block]
@@ -478,7 +482,7 @@ class ImplicitALS(Baseline):
         return state
 
     def _catalogue(self, state: np.ndarray) -> np.ndarray:
-        return _popular_if_empty(state @ self.items.T, state.any(axis=1), self.popularity)
+        return _popular_if_empty(state @ self.items.T, np.any(state, axis=1), self.popularity)
 
 
 def floors(feedback: str, *, factors: int | None = None, seed: int = 0) -> list[Baseline]:
@@ -487,7 +491,7 @@ def floors(feedback: str, *, factors: int | None = None, seed: int = 0) -> list[
     Args:
         feedback: "explicit" (ratings to predict) or "implicit" (items to rank).
         factors: int, at least 1. Dimensions of the factorisation. Defaults to its own default.
-        seed: int. Defaults to 0.
+        seed: int, at least 0. Defaults to 0.
 
     Raises:
         ValueError: if `feedback` is neither.
@@ -507,9 +511,25 @@ def floors(feedback: str, *, factors: int | None = None, seed: int = 0) -> list[
 def _ridge(features: np.ndarray, weight: np.ndarray, target: np.ndarray, penalty: np.ndarray) -> np.ndarray:
     """Solves (X' diag(weight) X + penalty) w = X' target for each of `T` tasks: `(T, S, D)` ... -> `(T, D)`."""
     transposed = features.swapaxes(1, 2)
-    system = transposed @ (features * weight[..., None]) + penalty  # (T, D, S) (T, S, D) -> (T, D, D)
-    right = transposed @ target[..., None]  # (T, D, S) (T, S, 1) -> (T, D, 1)
-    return np.linalg.solve(system, right)[..., 0]
+    # Thousands of tiny systems: where cores are shared, BLAS threads made this seven times slower than one did.
+    with threadpool_limits(1, "blas"):
+        system = transposed @ (features * weight[..., None]) + penalty  # (T, D, S) (T, S, D) -> (T, D, D)
+        right = transposed @ target[..., None]  # (T, D, S) (T, S, 1) -> (T, D, 1)
+        return np.linalg.solve(system, right)[..., 0]
+
+
+def _biased_ridge(
+    others: np.ndarray, target: np.ndarray, real: np.ndarray, penalty: np.ndarray, shrinkage: float
+) -> np.ndarray:
+    """Vectors and biases `(T, D + 1)` for `target` `(T, S)`, given those of the other side `(T, S, D + 1)`."""
+    width = others.shape[2]
+    features = others.copy()
+    features[..., -1] = 1  # What the other side's own bias says is known already: it moves to the target.
+    target = np.where(real, target - others[..., -1], 0)
+    diagonal = np.repeat(penalty[:, None], width, axis=1)
+    diagonal[:, -1] = shrinkage
+    penalties = (diagonal[:, :, None] * np.eye(width)).astype(np.float32)  # (T, D + 1) -> (T, D + 1, D + 1)
+    return _ridge(features, real.astype(np.float32), target, penalties)
 
 
 def _ease_weights(matrix: scipy.sparse.csr_matrix, regularization: float) -> np.ndarray:
@@ -557,6 +577,14 @@ def _ease_factor(matrix: scipy.sparse.csr_matrix, regularization: float) -> tupl
     return factor, diagonal
 
 
+def _largest_singular_value(matrix: scipy.sparse.csr_matrix) -> float:
+    """By power iteration, which a matrix without negative entries lets start from ones."""
+    vector = np.ones(matrix.shape[1])
+    for _ in range(30):
+        vector = matrix.T @ (matrix @ (vector / np.linalg.norm(vector)))
+    return float(np.sqrt(np.linalg.norm(vector)))
+
+
 def _popular_if_empty(scores: np.ndarray, has_support: np.ndarray, popularity: np.ndarray) -> np.ndarray:
     return np.where(has_support[:, None], scores, popularity).astype(np.float32)
 
@@ -570,9 +598,7 @@ def _user_item_matrix(ratings: Ratings) -> scipy.sparse.csr_matrix:
     return _ones(ratings.user, ratings.item, (ratings.n_users, ratings.n_items))
 
 
-def _support_matrix(
-    item: np.ndarray, label: np.ndarray, real: np.ndarray, n_items: int
-) -> scipy.sparse.csr_matrix:
+def _support_matrix(item: np.ndarray, label: np.ndarray, real: np.ndarray, n_items: int) -> scipy.sparse.csr_matrix:
     """1 where a task's support has a known item with a label above 0, `(T, n_items)`."""
     task, position = np.nonzero(real & (label > 0) & (item > 0))
     return _ones(task, item[task, position], (len(item), n_items))
@@ -657,8 +683,7 @@ def _real_rows(support: Support, n_items: int) -> tuple[np.ndarray, np.ndarray, 
         )
     if length.size and not 0 <= length.min() <= length.max() <= item.shape[1]:
         raise ValueError(
-            f"`length` of `support` must be between 0 and {item.shape[1]}. "
-            f"Received: {length.min()} to {length.max()}"
+            f"`length` of `support` must be between 0 and {item.shape[1]}. Received: {length.min()} to {length.max()}"
         )
     real = np.arange(item.shape[1]) < length[:, None]
     item = np.where(real, item, 0)
@@ -680,9 +705,7 @@ def _check_rows(name: str, rows: np.ndarray, size: int) -> None:
     if not np.issubdtype(rows.dtype, np.integer):
         raise ValueError(f"{name} must hold integers. Received: {rows.dtype}")
     if rows.size and not 0 <= rows.min() <= rows.max() < size:
-        raise ValueError(
-            f"{name} must hold rows between 0 and {size - 1}. Received: {rows.min()} to {rows.max()}"
-        )
+        raise ValueError(f"{name} must hold rows between 0 and {size - 1}. Received: {rows.min()} to {rows.max()}")
 
 
 def _at_least(name: str, value: Any, low: int) -> Any:

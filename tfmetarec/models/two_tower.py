@@ -86,7 +86,7 @@ class TwoTower(keras.Model):
 
     Example:
     >>> import tfmetarec as tmr
-    >>> data = tmr.data.load("synthetic", n_users=20, n_items=10, seed=0)
+    >>> data = tmr.data.load("synthetic", n_users=20, seed=0)
     >>> vocabulary = tmr.data.Vocabulary.fit(data)
     >>> model = TwoTower(vocabulary, embedding_dim=8)
     >>> features = tmr.models.placeholder_features(vocabulary.specs)

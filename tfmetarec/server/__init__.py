@@ -4,7 +4,8 @@
 """
 
 from tfmetarec.server.batching import BatchingOptions
-from tfmetarec.server.server import Server, main
+from tfmetarec.server.command import main
+from tfmetarec.server.server import Server
 from tfmetarec.server.status import StatusError
 
 __all__ = ["BatchingOptions", "Server", "StatusError", "main"]

@@ -57,9 +57,7 @@ class BatchingOptions:
         }
         for name, least in rules.items():
             if getattr(self, name) < least:
-                raise invalid_argument(
-                    f"`{name}` must be at least {least}. Received: {name}={getattr(self, name)}"
-                )
+                raise invalid_argument(f"`{name}` must be at least {least}. Received: {name}={getattr(self, name)}")
         sizes = self.allowed_batch_sizes
         if any(later <= earlier for earlier, later in itertools.pairwise(sizes)):
             raise invalid_argument("allowed_batch_sizes entries must be monotonically increasing")
@@ -144,18 +142,11 @@ class _Queue:
         size = _rows_of(feeds)
         options = self._options
         if size > options.max_batch_size:
-            raise invalid_argument(
-                f"Task size {size} is larger than maximum input batch size {options.max_batch_size}"
-            )
+            raise invalid_argument(f"Task size {size} is larger than maximum input batch size {options.max_batch_size}")
         task = _Task(dict(feeds), size, Future())
         with self._changed:
-            if (
-                sum(t.size for t in self._waiting) + size
-                > options.max_batch_size * options.max_enqueued_batches
-            ):
-                raise StatusError(
-                    "UNAVAILABLE", "The batch scheduling queue to which this task was submitted is full"
-                )
+            if sum(t.size for t in self._waiting) + size > options.max_batch_size * options.max_enqueued_batches:
+                raise StatusError("UNAVAILABLE", "The batch scheduling queue to which this task was submitted is full")
             if len(self._threads) < options.num_batch_threads:  # A quiet signature costs no threads.
                 self._threads.append(threading.Thread(target=self._work, daemon=True, name="batching"))
                 self._threads[-1].start()
@@ -164,9 +155,7 @@ class _Queue:
         try:
             return task.answer.result(timeout_ms / 1000 if timeout_ms else None)
         except TimeoutError:
-            raise StatusError(
-                "RESOURCE_EXHAUSTED", "Run() timeout exceeded while waiting in batching queue"
-            ) from None
+            raise StatusError("RESOURCE_EXHAUSTED", "Run() timeout exceeded while waiting in batching queue") from None
 
     def close(self) -> None:
         with self._changed:
@@ -209,8 +198,7 @@ class _Queue:
         size = sum(task.size for task in tasks)
         padded = self._options.padded_size(size)
         feeds = {
-            name: self._merge(name, [task.feeds[name] for task in tasks], padded - size)
-            for name in tasks[0].feeds
+            name: self._merge(name, [task.feeds[name] for task in tasks], padded - size) for name in tasks[0].feeds
         }
         outputs = dict(zip(self._fetches, self._run(feeds, self._fetches, 0), strict=True))
         for array in outputs.values():

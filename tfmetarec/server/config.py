@@ -43,9 +43,7 @@ _MESSAGES: dict[str, list[tuple[int, str, str]]] = {  # Number, type, name; as i
 
 
 def _message_classes() -> dict[str, type[Message]]:
-    file = descriptor_pb2.FileDescriptorProto(
-        name="tfmetarec/server/config.proto", package=_PACKAGE, syntax="proto3"
-    )
+    file = descriptor_pb2.FileDescriptorProto(name="tfmetarec/server/config.proto", package=_PACKAGE, syntax="proto3")
     file.dependency.append(wrappers_pb2.DESCRIPTOR.name)
     for message_name, fields in _MESSAGES.items():
         message = file.message_type.add(name=message_name)
@@ -60,8 +58,7 @@ def _message_classes() -> dict[str, type[Message]]:
     pool = descriptor_pool.Default()
     pool.Add(file) if hasattr(pool, "Add") else pool.AddSerializedFile(file.SerializeToString())
     return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}"))
-        for name in _MESSAGES
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _MESSAGES
     }
 
 
@@ -72,9 +69,7 @@ def _read(path: str, message: Any, flag: str) -> Any:
     try:
         return text_format.Parse(Path(path).read_text(), message)
     except OSError as error:
-        raise invalid_argument(
-            f"`{flag}` must name a readable file. Received: {path} ({error.strerror})"
-        ) from None
+        raise invalid_argument(f"`{flag}` must name a readable file. Received: {path} ({error.strerror})") from None
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise invalid_argument(f"Invalid protobuf file: '{path}' ({error})") from None
 
@@ -124,16 +119,14 @@ def platform_of(model: model_server_config_pb2.ModelConfig) -> str:
     if model.model_type != model_server_config_pb2.MODEL_TYPE_UNSPECIFIED:
         if model.model_platform:
             raise invalid_argument(
-                "Illegal setting both ModelServerConfig::model_type (deprecated) and "
-                "ModelServerConfig::model_platform."
+                "Illegal setting both ModelServerConfig::model_type (deprecated) and ModelServerConfig::model_platform."
             )
         if model.model_type != model_server_config_pb2.TENSORFLOW:
             raise invalid_argument(f"ModelServerConfig::model_type choice {model.model_type} not supported.")
         return "tensorflow"
     if not model.model_platform:
         raise invalid_argument(
-            "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
-            "ModelServerConfig::model_platform."
+            "Illegal setting neither ModelServerConfig::model_type (deprecated) nor ModelServerConfig::model_platform."
         )
     return model.model_platform
 
@@ -152,14 +145,11 @@ def check_models(models: model_server_config_pb2.ModelConfigList) -> None:
     for model in models.config:
         if not posixpath.isabs(model.base_path) and "://" not in model.base_path:
             raise invalid_argument(
-                f"Expected model {model.name} to have an absolute path or URI; "
-                f"got base_path()={model.base_path}"
+                f"Expected model {model.name} to have an absolute path or URI; got base_path()={model.base_path}"
             )
 
 
-def check_platforms(
-    old: model_server_config_pb2.ModelConfigList, new: model_server_config_pb2.ModelConfigList
-) -> None:
+def check_platforms(old: model_server_config_pb2.ModelConfigList, new: model_server_config_pb2.ModelConfigList) -> None:
     """Checks that no model that stays changes its platform.
 
     Raises:

@@ -80,9 +80,7 @@ def parser() -> argparse.ArgumentParser:
 
     add("port", int, 8500, "port for gRPC; 0 for none")
     add("rest_api_port", int, 0, "port for REST; 0 for none")
-    add(
-        "host", str, "127.0.0.1", "address to listen on; 0.0.0.0 for all. TensorFlow Serving always takes all"
-    )
+    add("host", str, "127.0.0.1", "address to listen on; 0.0.0.0 for all. TensorFlow Serving always takes all")
     add("model_name", str, "default", "name of the one model; not with --model_config_file")
     add("model_base_path", str, "", "directory with the versions of the one model")
     add("model_config_file", str, "", "text ModelServerConfig that lists the models")
@@ -159,7 +157,5 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     }
     for name, smallest in least.items():
         if getattr(flags, name) < smallest:
-            raise invalid_argument(
-                f"`--{name}` must be at least {smallest}. Received: {getattr(flags, name)}"
-            )
+            raise invalid_argument(f"`--{name}` must be at least {smallest}. Received: {getattr(flags, name)}")
     return flags

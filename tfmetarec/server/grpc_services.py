@@ -48,9 +48,7 @@ def metadata(store: ModelStore, spec: model_pb2.ModelSpec) -> get_model_metadata
     with store.use(spec) as servable:
         response.model_spec.name = servable.name
         response.model_spec.version.value = servable.version
-        signatures = get_model_metadata_pb2.SignatureDefMap(
-            signature_def=dict(servable.meta_graph_def.signature_def)
-        )
+        signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=dict(servable.meta_graph_def.signature_def))
     response.metadata["signature_def"].Pack(signatures)
     return response
 

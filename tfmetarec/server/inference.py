@@ -197,8 +197,7 @@ def _classification(
         _check_classes("scores", scores, types_pb2.DT_FLOAT, count)
     if classes is not None and scores is not None and classes.shape[1] != scores.shape[1]:
         raise invalid_argument(
-            "Tensors class and score should match in dim_size(1). "
-            f"Got {classes.shape[1]} vs. {scores.shape[1]}"
+            f"Tensors class and score should match in dim_size(1). Got {classes.shape[1]} vs. {scores.shape[1]}"
         )
     widths = [array.shape[1] for array in (classes, scores) if array is not None]
     result = classification_pb2.ClassificationResult()
@@ -289,9 +288,7 @@ def multi_inference(
         if not task.model_spec.name:
             raise invalid_argument("Found ModelSpec with an empty model name.")
         if task.model_spec.name != request.tasks[0].model_spec.name:
-            raise invalid_argument(
-                "All ModelSpecs in a MultiInferenceRequest must access the same model name."
-            )
+            raise invalid_argument("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
         name = task.model_spec.signature_name or DEFAULT_SIGNATURE
         if name in signatures:
             raise invalid_argument(f"Duplicate evaluation of signature: {name}")

@@ -7,13 +7,17 @@ malformed document in RapidJSON's words and writes values in its layout, because
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from tfmetarec.server.status import invalid_argument
 
 INDENT = " " * 4
+MAX_EXPLAINED_BYTES = 1 << 20
+"""Larger malformed documents get the place of the error only: walking them byte by byte would take too long."""
 _WHITE = b" \t\r\n"
 _DIGITS = b"0123456789"
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _DECODER = json.JSONDecoder()
 
 
@@ -40,9 +44,19 @@ def parse_object(body: bytes) -> dict[str, Any]:
         value, _ = _DECODER.raw_decode(text, len(text) - len(text.lstrip(" \t\r\n")))
     except RecursionError:
         raise invalid_argument("JSON Parse error: The document is nested too deeply.") from None
-    except ValueError:
-        reason, offset = explain(body)
+    except ValueError as error:
+        if len(body) > MAX_EXPLAINED_BYTES:
+            reason, offset = "Invalid value.", len(text[: getattr(error, "pos", 0)].encode(errors="surrogateescape"))
+        else:
+            reason, offset = explain(body)
+        # What is well-formed and yet cannot be read is an integer of thousands of digits.
+        reason = reason or "Number too big to be stored in double."
         raise invalid_argument(f"JSON Parse error: {reason} at offset: {offset}") from None
+    if len(body) <= MAX_EXPLAINED_BYTES and _SURROGATE.search(body):
+        # Python lets half of a surrogate pair pass. It is no text, and nothing could be done with it later.
+        reason, offset = explain(body)
+        if reason:
+            raise invalid_argument(f"JSON Parse error: {reason} at offset: {offset}")
     if not isinstance(value, dict):
         raise invalid_argument(f"JSON Value: {pretty(value)} Is not object")
     return value
@@ -53,7 +67,9 @@ class _Malformed(Exception):
 
 
 def explain(body: bytes) -> tuple[str, int]:
-    """Finds the first error of a malformed document: what is wrong, and the byte where reading stopped.
+    """Finds the first error of a document: what is wrong, and the byte where reading stopped.
+
+    The reason is empty if there is none.
 
     Example:
     >>> explain(b'{"a" 1}')
@@ -66,7 +82,7 @@ def explain(body: bytes) -> tuple[str, int]:
         return error.args
     except RecursionError:
         return "Invalid value.", reader.at
-    return "Number too big to be stored in double.", 0
+    return "", 0
 
 
 class _Reader:
@@ -190,9 +206,12 @@ class _Reader:
         return int(digits, 16)
 
     def number(self) -> None:
-        self.take(b"-")
-        if self.peek() in (b"N", b"I"):
-            if not self.take(b"NaN" if self.peek() == b"N" else b"Infinity"):
+        if not self.take(b"-") and self.peek() == b"N":
+            if not self.take(b"NaN"):
+                self.fail("Invalid value.")
+            return
+        if self.peek() == b"I":
+            if not self.take(b"Infinity"):
                 self.fail("Invalid value.")
             return
         if not self.take(b"0") and not self.skip(_DIGITS):
@@ -234,9 +253,7 @@ def pretty(value: Any, depth: int = 0) -> str:
         return decimal(value) if depth == 0 else shortest_decimal(value)
     if isinstance(value, str):
         return quote(value)
-    return (
-        {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else str(value)
-    )
+    return {True: "true", False: "false", None: "null"}[value] if isinstance(value, bool | None) else str(value)
 
 
 def special_decimal(value: float) -> str | None:

@@ -135,9 +135,7 @@ class ModelStore:
                         f"{{{{name: {name} version: {number}}} due to error: {error}}}, "
                         for (name, number), error in failed.items()
                     )
-                    raise StatusError(
-                        "UNKNOWN", f"{len(failed)} servable(s) did not become available: {{{details}}}"
-                    )
+                    raise StatusError("UNKNOWN", f"{len(failed)} servable(s) did not become available: {{{details}}}")
             if not waiting:
                 return
             if self._closing.wait(0.2) or not is_wanted():
@@ -304,9 +302,7 @@ class ModelStore:
             else:
                 raise StatusError("NOT_FOUND", f"Servable not found for request: Latest({spec.name})")
             if number not in available:
-                raise StatusError(
-                    "NOT_FOUND", f"Servable not found for request: Specific({spec.name}, {number})"
-                )
+                raise StatusError("NOT_FOUND", f"Servable not found for request: Specific({spec.name}, {number})")
             version = model.versions[number]
             version.requests += 1
         try:
@@ -329,9 +325,7 @@ class ModelStore:
             numbers = sorted(versions, reverse=True)
             if spec.HasField("version"):
                 if spec.version.value not in versions:
-                    raise StatusError(
-                        "NOT_FOUND", f"Could not find version {spec.version.value} of model {spec.name}"
-                    )
+                    raise StatusError("NOT_FOUND", f"Could not find version {spec.version.value} of model {spec.name}")
                 numbers = [spec.version.value]
             elif not numbers:
                 raise StatusError("NOT_FOUND", f"Could not find any versions of model {spec.name}")

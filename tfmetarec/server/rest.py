@@ -17,7 +17,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from tensorflow_serving.apis import classification_pb2, get_model_metadata_pb2, model_pb2, regression_pb2
 
-from tfmetarec.server import grpc_services, inference, json_codec, json_text
+from tfmetarec.server import grpc_services, inference, json_text, request_json, response_json
 from tfmetarec.server.model_store import ModelStore
 from tfmetarec.server.prometheus import METRICS
 from tfmetarec.server.status import HTTP_STATUS, StatusError, from_exception, invalid_argument
@@ -63,9 +63,7 @@ class RestApi:
         cors: bool. Whether browsers of other origins may call. Defaults to `False`.
     """
 
-    def __init__(
-        self, store: ModelStore, timeout_ms: int = 30000, metrics_path: str | None = None, cors: bool = False
-    ):
+    def __init__(self, store: ModelStore, timeout_ms: int = 30000, metrics_path: str | None = None, cors: bool = False):
         self._store = store
         self._timeout_ms = timeout_ms
         self._metrics_path = metrics_path
@@ -76,7 +74,7 @@ class RestApi:
         if self._metrics_path and path == self._metrics_path:
             return Answer(200, METRICS.page().encode(), {"Content-Type": "text/plain"})
         if not path.lower().startswith("/v1/"):
-            return Answer(404, json_codec.error_text(f"Malformed request: {http_method} {path}"))
+            return Answer(404, response_json.error_text(f"Malformed request: {http_method} {path}"))
         started = time.perf_counter()
         model, method = "", ""
         try:
@@ -96,7 +94,7 @@ class RestApi:
                 _LOG.warning("%s %s failed: %s", http_method, path, status)
             if model:
                 METRICS.count_request(model, status.code)
-            return Answer(HTTP_STATUS.get(status.code, 500), json_codec.error_text(status.message))
+            return Answer(HTTP_STATUS.get(status.code, 500), response_json.error_text(status.message))
         if model:
             METRICS.count_request(model, "OK")
         if http_method == "POST":
@@ -124,20 +122,20 @@ class RestApi:
                 return _metadata_json(grpc_services.metadata(self._store, spec))
             return _message_json(self._store.status(spec)).encode()
         document = json_text.parse_object(body)
-        spec.signature_name = json_codec.signature_name(document)
+        spec.signature_name = request_json.signature_name(document)
         if method == "predict":
             return self._predict(spec, document, body)
         if method == "classify":
             classification = classification_pb2.ClassificationRequest(model_spec=spec)
-            json_codec.fill_examples(document, classification.input)
+            request_json.fill_examples(document, classification.input)
             with self._store.use(spec) as servable:
                 classified = inference.classify(servable, classification, self._timeout_ms)
-            return json_codec.classification_text(classified.result)
+            return response_json.classification_text(classified.result)
         regression = regression_pb2.RegressionRequest(model_spec=spec)
-        json_codec.fill_examples(document, regression.input)
+        request_json.fill_examples(document, regression.input)
         with self._store.use(spec) as servable:
             regressed = inference.regress(servable, regression, self._timeout_ms)
-        return json_codec.regression_text(regressed.result)
+        return response_json.regression_text(regressed.result)
 
     def _predict(self, spec: model_pb2.ModelSpec, document: dict[str, Any], body: bytes) -> bytes:
         with self._store.use(spec) as servable:
@@ -145,9 +143,9 @@ class RestApi:
             if name not in servable.meta_graph_def.signature_def:
                 raise invalid_argument(f'Serving signature name: "{name}" not found in signature def')
             signature = servable.meta_graph_def.signature_def[name]
-            request = json_codec.predict_body(document, spec.signature_name, signature.inputs, body)
+            request = request_json.predict_body(document, spec.signature_name, signature.inputs, body)
             outputs = inference.predict(servable, signature, request.inputs, timeout_ms=self._timeout_ms)
-        return json_codec.predict_text(outputs, request.row_format)
+        return response_json.predict_text(outputs, request.row_format)
 
 
 def _model_spec(match: re.Match[str]) -> model_pb2.ModelSpec | None:
@@ -201,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
             except _BodyError as error:
                 self.close_connection = True
                 status, message = error.args
-                self._send(Answer(status, json_codec.error_text(message)))
+                self._send(Answer(status, response_json.error_text(message)))
                 return
             self._send(self.server.api.answer(self.command, self.path, body, self.headers.get("Origin", "")))
 
@@ -236,9 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _check_size(self, size: int) -> None:
         if size > MAX_BODY_BYTES:
-            raise _BodyError(
-                413, f"The body must have at most {MAX_BODY_BYTES} bytes. Received: {size} or more"
-            )
+            raise _BodyError(413, f"The body must have at most {MAX_BODY_BYTES} bytes. Received: {size} or more")
 
     def _chunks(self) -> bytes:
         body = bytearray()
@@ -273,7 +269,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Answers what is not even an HTTP request in JSON too, where the base class writes a web page."""
         self.close_connection = True
         self.command = getattr(self, "command", None) or ""
-        self._send(Answer(code, json_codec.error_text(f"Malformed request: {message or code}")))
+        self._send(Answer(code, response_json.error_text(f"Malformed request: {message or code}")))
 
     def log_message(self, format: str, *args: Any) -> None:
         _LOG.debug("%s %s", self.address_string(), format % args)

@@ -90,9 +90,7 @@ class Servable:
         self._callables: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self._lock = threading.Lock()
 
-    def run_session(
-        self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int
-    ) -> list[np.ndarray]:
+    def run_session(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int) -> list[np.ndarray]:
         """Runs the graph once.
 
         Raises:
@@ -130,7 +128,7 @@ class Servable:
             needing = {output for output in outputs if output.split(":")[0] in nodes}
             if needing:
                 _LOG.warning(
-                    "Signature %s of %s version %d was exported with jit_compile and will fail: leave that out",
+                    "Signature %s of %s version %d needs jit_compile, which is disabled, and will fail",
                     name,
                     self.name,
                     self.version,

@@ -79,6 +79,10 @@ def from_exception(error: BaseException) -> StatusError:
         return error
     if isinstance(error, tf.errors.OpError):
         return StatusError(CODES[error.error_code], error.message)
+    if isinstance(error, RecursionError):
+        return StatusError("INVALID_ARGUMENT", "The request is nested too deeply.")
+    if isinstance(error, UnicodeError):
+        return StatusError("INVALID_ARGUMENT", "The request holds text that is not valid Unicode.")
     if isinstance(error, MemoryError):
         return StatusError("RESOURCE_EXHAUSTED", "Not enough memory for this request.")
     return StatusError("INTERNAL", f"{type(error).__name__}: {error}")

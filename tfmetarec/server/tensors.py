@@ -14,6 +14,7 @@ from tfmetarec.server.status import StatusError, invalid_argument
 # A tiny message may ask for a huge tensor, because missing values repeat the last one given. Past this
 # size such a message is refused: it is far more likely an attack or a mistake than a request.
 MAX_REPEATED_ELEMENTS = 1 << 26
+MAX_RANK = 64  # NumPy's own limit.
 
 _FIELDS: dict[int, tuple[str, Any]] = {
     types_pb2.DT_FLOAT: ("float_val", np.float32),
@@ -65,15 +66,14 @@ def from_proto(proto: tensor_pb2.TensorProto, name: str) -> np.ndarray:
     """
     error = invalid_argument(f"tensor parsing error: {name}")
     sizes = [dim.size for dim in proto.tensor_shape.dim]
-    if proto.dtype not in _FIELDS or proto.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
+    if proto.dtype not in _FIELDS or proto.tensor_shape.unknown_rank:
+        raise error
+    if len(sizes) > MAX_RANK or any(not 0 <= size < 1 << 40 for size in sizes):
         raise error
     field, dtype = _FIELDS[proto.dtype]
     count = math.prod(sizes)
     if proto.tensor_content:
-        if (
-            proto.dtype == types_pb2.DT_STRING
-            or len(proto.tensor_content) != count * np.dtype(dtype).itemsize
-        ):
+        if proto.dtype == types_pb2.DT_STRING or len(proto.tensor_content) != count * np.dtype(dtype).itemsize:
             raise error
         return np.frombuffer(proto.tensor_content, dtype).reshape(sizes)
     values = _typed_values(getattr(proto, field), proto.dtype, dtype)[:count]

@@ -28,8 +28,7 @@ def wanted_versions(model: ModelConfig) -> dict[int, Path]:
         names = sorted(child.name for child in base_path.iterdir() if child.is_dir())
     except OSError as error:
         raise invalid_argument(
-            f"Could not find base path {model.base_path} for servable {model.name} "
-            f"with error {error.strerror}"
+            f"Could not find base path {model.base_path} for servable {model.name} with error {error.strerror}"
         ) from None
     found = {int(name): base_path / name for name in names if re.fullmatch("[0-9]{1,19}", name)}
     policy = model.model_version_policy
@@ -53,9 +52,7 @@ def missing_variables(path: Path) -> StatusError | None:
     """
     variables = path / "variables"
     if (variables / "variables.index").exists():
-        shards = [
-            re.fullmatch(r"variables\.data-\d{5}-of-(\d{5})", child.name) for child in variables.iterdir()
-        ]
+        shards = [re.fullmatch(r"variables\.data-\d{5}-of-(\d{5})", child.name) for child in variables.iterdir()]
         totals = [int(shard.group(1)) for shard in shards if shard]
         if totals and len(totals) == max(totals):
             return None

@@ -46,9 +46,7 @@ def warm_up(servable: Servable, iterations: int = 1) -> int:
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
             count += 1
             if count > MAX_RECORDS:
-                raise invalid_argument(
-                    f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}"
-                )
+                raise invalid_argument(f"Number of warmup records exceeds the maximum ({MAX_RECORDS}) at {path}")
             log = _parse(record, str(path))
             for _ in range(iterations):
                 _replay(servable, log)
