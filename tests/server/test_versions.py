@@ -442,3 +442,20 @@ def test_batch_sizes_that_break_a_rule_are_refused(settings, message):
     with pytest.raises(StatusError) as caught:
         BatchingOptions(**settings)
     assert caught.value.message == message
+
+
+def test_every_request_of_a_busy_batching_server_gets_its_own_answer(batched, http_call):
+    answers = {}
+
+    def ask(number):
+        inputs = {"values": [[float(number), 0.0]] * (1 + number % 3), "length": [1] * (1 + number % 3)}
+        body = {"signature_name": "mean", "inputs": inputs}
+        _, page = http_call(batched.rest_api_port, "POST", "/v1/models/basket:predict", body)
+        answers[number] = page["outputs"]["mean"]
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == {number: [float(number)] * (1 + number % 3) for number in range(40)}

@@ -171,7 +171,7 @@ class ServedLearner:
 
     def _search(self, weights: list[tf.Tensor], user: Any, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         adaptable = self._learner._adaptable
-        query = tf.vectorized_map(lambda own: adaptable.query(own[0], own[1])[0], (weights, user))
+        query = self._learner._query(weights, user)
         scores, ids = self.index(query, k=count)
         return adaptable.activate(scores), ids
 

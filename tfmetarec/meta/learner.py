@@ -74,6 +74,8 @@ class MetaLearner(keras.Model):
             them with this many catalogue items, drawn once by popularity and kept, so that a served model
             answers the same request the same way. Defaults to 512.
         seed: int, of the contrast items.
+
+    Settings are fixed once given: what they say is compiled into graphs.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class MetaLearner(keras.Model):
         self.model = model
         self.adapted, self.contrast, self.seed = adapted, contrast, seed
         self._adaptable = Adaptable(model, adapted)
+        self._graphs: dict[tuple, Any] = {}
         self._set_vocabulary(vocabulary or getattr(model, "vocabulary", None))
         self.task_loss = losses.resolve(None, self.feedback)
         self.loss_tracker = keras.metrics.Mean(name="loss")
@@ -131,7 +134,12 @@ class MetaLearner(keras.Model):
             ValueError: if a label within the support is not finite (checked outside a graph).
         """
         support = _tensors(support)
-        self._check_labels(support)
+        if tf.executing_eagerly() and negatives is None and not training:
+            self._check_labels(support)
+            return AdaptedState(*self._run_graph(self._adapt, support))
+        return self._adapt(support, negatives, training)
+
+    def _adapt(self, support: Support, negatives: Negatives | None = None, training: bool = False) -> AdaptedState:
         task = self._task_rows(support, training)
         if negatives is not None:
             encoded = self._encode_negatives(negatives, training)
@@ -156,6 +164,12 @@ class MetaLearner(keras.Model):
                 tasks, `(N, ...)`. For tasks about an item leave it out and give `user`.
             user: the same for candidate users.
         """
+        state, item, user = _tensors((state, item, user))
+        if tf.executing_eagerly():
+            return self._run_graph(self._score, state, item, user)
+        return self._score(state, item, user)
+
+    def _score(self, state: AdaptedState, item: Features | None, user: Features | None) -> tf.Tensor:
         given = {"user": user, "item": item}
         sides = {"user": state.user, "item": state.item}
         encode = {"user": self._adaptable.encode_user, "item": self._adaptable.encode_item}
@@ -164,7 +178,6 @@ class MetaLearner(keras.Model):
             if features is None:
                 mapped[side] = sides[side]
             else:
-                features = _tensors(features)
                 target = common if features[f"{side}_id"].shape.rank == 1 else mapped
                 target[side] = encode[side](features, training=False)
 
@@ -189,7 +202,18 @@ class MetaLearner(keras.Model):
             raise ValueError(
                 f"`query` needs a model that scores by a dot product. Received: {type(self.model).__name__}"
             )
-        return tf.vectorized_map(lambda s: self._adaptable.query(s[0], s[1])[0], (state.weights, state.user))
+        return self._run_graph(self._query, state.weights, state.user)
+
+    def _query(self, weights: Weights, user: Any) -> tf.Tensor:
+        return tf.vectorized_map(lambda own: self._adaptable.query(*own)[0], (weights, user))
+
+    def _run_graph(self, function: Any, *inputs: Any) -> Any:
+        """Runs `function` as a graph, traced once per kind of input: adapting op by op would be slow."""
+        ranks = tuple(tensor.shape.rank for tensor in tf.nest.flatten(inputs) if tensor is not None)
+        key = (function.__name__, ranks)
+        if key not in self._graphs:
+            self._graphs[key] = tf.function(function, autograph=False, reduce_retracing=True)
+        return self._graphs[key](*inputs)
 
     # -- the outer loop ----------------------------------------------------------------------------------------
 
@@ -279,6 +303,7 @@ class MetaLearner(keras.Model):
 
     def _set_vocabulary(self, vocabulary: Vocabulary | None) -> None:
         self.vocabulary = vocabulary
+        self._graphs.clear()
         self.contrast_items = np.zeros(0, np.int32)
         if vocabulary is None or self.feedback == "explicit":
             return
@@ -339,6 +364,7 @@ class MetaLearner(keras.Model):
         """
         super().compile(optimizer=optimizer, metrics=metrics, jit_compile=jit_compile, **kwargs)
         self.task_loss = losses.resolve(loss, self.feedback)
+        self._graphs.clear()  # They hold the loss that was set when they were traced.
 
     def get_compile_config(self) -> dict[str, Any]:
         config = super().get_compile_config() or {}
@@ -433,7 +459,7 @@ def is_shared(features: Features) -> bool:
 
 
 def _tensors(structure: Any) -> Any:
-    return tf.nest.map_structure(tf.convert_to_tensor, structure)
+    return tf.nest.map_structure(lambda value: None if value is None else tf.convert_to_tensor(value), structure)
 
 
 def _episode(data: Any) -> Episode:

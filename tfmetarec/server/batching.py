@@ -178,21 +178,24 @@ class _Queue:
     def _next_batch(self) -> list[_Task]:
         """Waits for a full batch, or for the time limit of its first request; empty once closed."""
         limit = self._options.max_batch_size
+        batch: list[_Task] = []
         with self._changed:
-            while not self._waiting:
-                if self._closed:
-                    return []
-                self._changed.wait()
-            end = time.monotonic() + self._options.batch_timeout_micros / 1e6
-            while self._waiting and not self._closed and sum(task.size for task in self._waiting) < limit:
-                if not self._changed.wait(max(end - time.monotonic(), 0)) and time.monotonic() >= end:
-                    break
-            batch: list[_Task] = []
-            size = 0
-            while self._waiting and size + self._waiting[0].size <= limit:
-                batch.append(self._waiting.popleft())
-                size += batch[-1].size
-        return batch or self._next_batch()  # Another thread may have taken them all.
+            while not batch:  # Another thread may have taken what this one waited for.
+                while not self._waiting:
+                    if self._closed:
+                        return []
+                    self._changed.wait()
+                end = time.monotonic() + self._options.batch_timeout_micros / 1e6
+                while self._waiting and not self._closed and sum(task.size for task in self._waiting) < limit:
+                    left_s = end - time.monotonic()
+                    if left_s <= 0:
+                        break
+                    self._changed.wait(left_s)
+                size = 0
+                while self._waiting and size + self._waiting[0].size <= limit:
+                    batch.append(self._waiting.popleft())
+                    size += batch[-1].size
+        return batch
 
     def _process(self, tasks: list[_Task]) -> list[dict[str, np.ndarray]]:
         size = sum(task.size for task in tasks)

@@ -1,0 +1,264 @@
+"""The table that every claim stands on: learners and floors side by side, for users with K interactions."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import polars as pl
+
+from tfmetarec.data.interactions import Interactions
+from tfmetarec.data.vocabulary import Vocabulary
+from tfmetarec.evaluation import metrics
+from tfmetarec.evaluation.bootstrap import Difference, bootstrap_mean, paired_bootstrap
+from tfmetarec.models.baselines import Ratings, floors
+from tfmetarec.tasks.episode import Features, Support
+from tfmetarec.tasks.table import TaskTable
+
+HEADLINE = {"implicit": "recall", "explicit": "mae"}
+LOWER_IS_BETTER = ("mae", "rmse")
+_BATCH = 128  # Users at once: their scores over the whole catalogue are the largest array here.
+
+
+class Recommender(Protocol):
+    """Anything that can be judged: a meta-learner, a baseline, or a model of your own."""
+
+    def adapt(self, support: Support) -> Any:
+        """Whatever `score` needs to know of `T` users."""
+
+    def score(self, state: Any, item: Features) -> Any:
+        """Scores `(T, N)` of the items `(N, ...)` or `(T, N, ...)`."""
+
+
+class Trial(NamedTuple):
+    """One shot count of the protocol: what users show, and what they are judged on."""
+
+    support: Support
+    seen: np.ndarray
+    query: np.ndarray
+
+
+@dataclass(frozen=True)
+class ColdStartTable:
+    """What `cold_start` found.
+
+    Attributes:
+        summary: one row per learner, K and metric: mean, and the bootstrap interval over users.
+        per_user: one row per learner, K and user, with a column for each metric.
+        feedback: "implicit" or "explicit".
+        notes: one sentence for each thing left out.
+    """
+
+    summary: pl.DataFrame
+    per_user: pl.DataFrame
+    feedback: str
+    notes: tuple[str, ...] = field(default=())
+
+    def pivot(self, metric: str | None = None) -> pl.DataFrame:
+        """Learners down, K across: the means of one metric (the headline one if `None`)."""
+        chosen = self.summary.filter(pl.col("metric") == self._metric(metric))
+        return chosen.pivot(on="K", index="learner", values="mean", maintain_order=True)
+
+    def compare(self, a: str, b: str, shots: int, metric: str | None = None, *, seed: int = 0) -> Difference:
+        """Paired bootstrap over users between two learners at one K."""
+        metric = self._metric(metric)
+
+        def values(learner: str) -> np.ndarray:
+            chosen = self.per_user.filter((pl.col("learner") == learner) & (pl.col("K") == shots))
+            if chosen.is_empty():
+                raise KeyError(f"no learner {learner!r} at K={shots} in this table")
+            return chosen.sort("user_id")[metric].to_numpy()
+
+        return paired_bootstrap(values(a), values(b), seed=seed)
+
+    def best_floor(self, shots: int, learners: Sequence[str], metric: str | None = None) -> str:
+        """The best learner at one K that is not among `learners`."""
+        metric = self._metric(metric)
+        chosen = self.summary.filter(
+            (pl.col("metric") == metric) & (pl.col("K") == shots) & ~pl.col("learner").is_in(list(learners))
+        )
+        return chosen.sort("mean", descending=metric not in LOWER_IS_BETTER)["learner"][0]
+
+    def _metric(self, metric: str | None) -> str:
+        names = self.summary["metric"].unique(maintain_order=True).to_list()
+        if metric is None:
+            return next(name for name in names if name.split("@")[0] == HEADLINE[self.feedback])
+        if metric not in names:
+            raise ValueError(f"`metric` must be one of {', '.join(names)}. Received: metric={metric!r}")
+        return metric
+
+
+def cold_start(
+    recommenders: Recommender | Mapping[str, Recommender],
+    interactions: Interactions,
+    *,
+    vocabulary: Vocabulary | None = None,
+    train: Interactions | None = None,
+    shots: Sequence[int] = (0, 1, 3, 5, 10, 20),
+    query: int = 20,
+    top_k: int = 20,
+    order: str | None = None,
+    confidence: float = 0.95,
+    predictions: str | Path | None = None,
+    progress: Callable[[str, int], None] | None = None,
+    seed: int = 0,
+) -> ColdStartTable:
+    """Judges recommenders on users they have never seen, after K interactions of each.
+
+    Of every user, the first `max(shots)` interactions can be support and the `query` ones after them are what
+    is judged, the same for every K and every recommender. With implicit feedback the whole catalogue less the
+    support is ranked (recall, nDCG, hit rate and MRR of the `top_k`); with explicit feedback the ratings of
+    the query are predicted (MAE and RMSE, clipped to the range of ratings, and nDCG@5). Users with fewer than
+    `max(shots) + query` interactions are counted in `notes` and left out.
+
+    Args:
+        recommenders: one, or several by name.
+        interactions: of users that no recommender was trained on, e.g. `split.test`.
+        vocabulary: fitted on the training part. Defaults to that of the (first) recommender.
+        train: training interactions. If given, the floors are fitted on them and stand in the same table.
+        shots: ints, at least 0. The K to judge at.
+        query: int, at least 1. Interactions a user is judged on.
+        top_k: int, at least 1. Length of the recommended list.
+        order: "time" or "random": which interactions come first. Defaults to time where there are timestamps.
+        confidence: float in (0, 1), of the intervals.
+        predictions: Parquet file for every single prediction, from which the metrics can be computed again.
+        progress: called with a recommender's name and K before each is judged.
+        seed: int: of the order, of ties, of floors and of the bootstrap.
+
+    Raises:
+        ValueError: for an option out of range, or if no user has enough interactions.
+    """
+    named = dict(recommenders) if isinstance(recommenders, Mapping) else {_name(recommenders): recommenders}
+    if vocabulary is None:
+        vocabulary = next((v for r in named.values() if (v := getattr(r, "vocabulary", None)) is not None), None)
+    if vocabulary is None:
+        raise ValueError("`vocabulary` must be given: none of the recommenders has one of its own.")
+    if not shots or min(shots) < 0:
+        raise ValueError(f"`shots` must be one or more ints, at least 0. Received: shots={tuple(shots)}")
+    for name, value in (("query", query), ("top_k", top_k)):
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
+    feedback = vocabulary.specs.feedback
+    table = TaskTable.build(interactions, vocabulary, min_interactions=max(shots) + query)
+    if train is not None:
+        named = {**fitted_floors(train, vocabulary, seed=seed), **named}
+    top_k = min(top_k, vocabulary.n_items - 1)
+    slots = _slots(table, max(shots) + query, order, seed)
+    kept: list[pl.DataFrame] = []
+    written: list[pl.DataFrame] = []
+    for name, recommender in named.items():
+        for k in shots:
+            if progress is not None:
+                progress(name, k)
+            for users, trial in _trials(table, slots, k, max(shots)):
+                judge = _judge_ranking if feedback == "implicit" else _judge_ratings
+                figures, rows = judge(recommender, trial, table, vocabulary, top_k, seed)
+                ids = {"learner": name, "K": k, "user_id": users}
+                kept.append(pl.DataFrame({**ids, **figures}))
+                if predictions is not None:
+                    written.append(pl.DataFrame({**ids, **rows}))
+    if predictions is not None:
+        _write_whole(pl.concat(written), Path(predictions))
+    per_user = pl.concat(kept)
+    return ColdStartTable(_summary(per_user, confidence, seed), per_user, feedback, table.notes)
+
+
+def fitted_floors(train: Interactions, vocabulary: Vocabulary, *, seed: int = 0) -> dict[str, Recommender]:
+    """The baselines for this kind of feedback, fitted on `train`, by their names in tables."""
+    table = TaskTable.build(train, vocabulary)
+    user = np.repeat(np.arange(1, len(table) + 1), table.sizes)
+    item = table.items.features["item_id"][table.item]
+    ratings = Ratings(user, item, table.label, len(table) + 1, vocabulary.n_items)
+    return {baseline.name: baseline.fit(ratings) for baseline in floors(vocabulary.specs.feedback, seed=seed)}
+
+
+def _slots(table: TaskTable, width: int, order: str | None, seed: int) -> np.ndarray:
+    """`(M, width)` slots of each task in the order in which they are shown."""
+    if order not in (None, "time", "random"):
+        raise ValueError(f"`order` must be 'time' or 'random'. Received: order={order!r}")
+    if order == "time" and not table.ordered:
+        raise ValueError("`order` 'time' needs a `timestamp` column in the interactions, which have none.")
+    if table.ordered and order != "random":
+        return table.start[:-1, None] + np.arange(width)
+    keys = np.random.default_rng(seed).random(len(table.item))
+    owner = np.repeat(np.arange(len(table)), table.sizes)
+    shuffled = np.lexsort((keys, owner))
+    return shuffled[table.start[:-1, None] + np.arange(width)]
+
+
+def _trials(table: TaskTable, slots: np.ndarray, k: int, most: int) -> Iterator[tuple[pl.Series, Trial]]:
+    """The users in batches, each with its support of length `k` and its query."""
+    for first in range(0, len(table), _BATCH):
+        part = slots[first : first + _BATCH]
+        shown = part[:, : max(k, 1)]  # Width 1 for K = 0, with length 0: an empty width would lose the shapes.
+        item = table.items.take(table.item[shown])
+        users = table.users.take(table.user[part[:, 0]])
+        length = np.full(len(part), k, np.int32)
+        support = Support(users, item, table.label[shown], length)
+        yield table.keys[first : first + _BATCH], Trial(support, shown[:, :k], part[:, most:])
+
+
+def _judge_ranking(
+    recommender: Recommender, trial: Trial, table: TaskTable, vocabulary: Vocabulary, top_k: int, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    scores = np.array(recommender.score(recommender.adapt(trial.support), vocabulary.catalogue), np.float32)
+    scores[:, 0] = -np.inf
+    top = metrics.top_items(scores, top_k, exclude=table.item[trial.seen], seed=seed)
+    relevant = table.item[trial.query]
+    figures = {
+        f"recall@{top_k}": metrics.recall_at_k(top, relevant),
+        f"ndcg@{top_k}": metrics.ndcg_at_k(top, relevant),
+        f"hit_rate@{top_k}": metrics.hit_rate(top, relevant),
+        f"mrr@{top_k}": metrics.mrr(top, relevant),
+    }
+    rows = {
+        "item_id": [vocabulary.item_ids[row].tolist() for row in top],
+        "score": np.take_along_axis(scores, top, axis=1).tolist(),
+        "relevant": [vocabulary.item_ids[row].tolist() for row in relevant],
+    }
+    return figures, rows
+
+
+def _judge_ratings(
+    recommender: Recommender, trial: Trial, table: TaskTable, vocabulary: Vocabulary, top_k: int, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    candidates = table.items.take(table.item[trial.query])
+    labels = table.label[trial.query]
+    predicted = np.asarray(recommender.score(recommender.adapt(trial.support), candidates))
+    clipped = np.clip(predicted, *vocabulary.label_range)
+    figures = {
+        "mae": metrics.mae(labels, clipped),
+        "rmse": metrics.rmse(labels, clipped),
+        "ndcg@5": metrics.rating_ndcg_at_k(labels, predicted, None, min(5, labels.shape[1]), seed=seed),
+    }
+    ids = table.items.ids
+    rows = {
+        "item_id": [ids[row].to_list() for row in table.item[trial.query]],
+        "score": predicted.tolist(),
+        "label": labels.tolist(),
+    }
+    return figures, rows
+
+
+def _summary(per_user: pl.DataFrame, confidence: float, seed: int) -> pl.DataFrame:
+    names = [name for name in per_user.columns if name not in ("learner", "K", "user_id")]
+    rows = []
+    for (learner, k), group in per_user.group_by("learner", "K", maintain_order=True):
+        for metric in names:
+            interval = bootstrap_mean(group[metric].to_numpy(), confidence=confidence, seed=seed)
+            figures = {"mean": interval.mean, "low": interval.low, "high": interval.high}
+            rows.append({"learner": learner, "K": k, "metric": metric, **figures, "users": group.height})
+    return pl.DataFrame(rows)
+
+
+def _write_whole(frame: pl.DataFrame, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.writing")
+    frame.write_parquet(partial)
+    os.replace(partial, path)
+
+
+def _name(recommender: Recommender) -> str:
+    return getattr(recommender, "label", None) or type(recommender).__name__
