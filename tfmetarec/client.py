@@ -13,7 +13,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal
 from urllib.parse import quote
@@ -162,6 +162,50 @@ class Client:
                 self._signatures = None
             raise
 
+    def recommend(
+        self, items: Sequence[Any], labels: Sequence[float] | None = None, user: Mapping[str, Any] | None = None
+    ) -> list[tuple[Any, float]]:
+        """Recommends to one user of a model that tfmetarec exported, from the interactions given here alone.
+
+        Args:
+            items: raw ids of what the user met, oldest first; may be empty.
+            labels: float for each, e.g. ratings. Defaults to 1, as implicit feedback has it.
+            user: raw features of the user by name, such as `{"age": "25-34"}`. What is left out counts as
+                not known.
+
+        Returns:
+            Item ids and scores, best first; none that is in `items`.
+
+        Raises:
+            ServingError: as `predict`.
+            ValueError: if `items` and `labels` differ in length, or the model has no such user feature.
+        """
+        signature = "adapt_and_recommend"
+        wanted = self._signature(signature, time.monotonic() + self._timeout_s)["inputs"]
+        labels = [1.0] * len(items) if labels is None else labels
+        if len(labels) != len(items):
+            raise ValueError(f"`labels` must be as many as `items`. Received: {len(labels)} and {len(items)}")
+        known = {name.removeprefix("user_") for name in wanted if name.startswith("user_")}
+        unknown = sorted(set(user or {}) - known)
+        if unknown:
+            raise ValueError(f"`user` must hold features of the model: {sorted(known)}. Received: {unknown}")
+        # One padded row with length 0 stands for nobody: an empty list would lose its inner dimension.
+        nothing = "" if wanted["support"]["dtype"] == "DT_STRING" else 0
+        inputs: dict[str, Any] = {
+            "support": [list(items) or [nothing]],
+            "support_labels": [list(labels) or [0.0]],
+            "support_length": [len(items)],
+        }
+        for name in known:
+            info = wanted[f"user_{name}"]
+            inputs[f"user_{name}"] = [(user or {})[name] if name in (user or {}) else _not_known(info)]
+        answer = self.predict(inputs, signature)
+        return [
+            (item, float(score))
+            for item, score in zip(answer["items"][0].tolist(), answer["scores"][0], strict=True)
+            if np.isfinite(score)
+        ]
+
     def status(self) -> list[dict[str, Any]]:
         """The state of each version of the model, the newest first.
 
@@ -216,6 +260,13 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _not_known(info: Mapping[str, Any]) -> Any:
+    """What an input holds for a user of whom nothing is known: empty text, or 0 entries of a list."""
+    empty: Any = {"DT_STRING": "", "DT_FLOAT": math.nan}.get(info["dtype"], 0)
+    width = [int(dim["size"]) for dim in info["tensor_shape"]["dim"]][1:]
+    return [empty] * max(width[0], 1) if width else empty
 
 
 def _as_input(name: str, value: Any, infos: Mapping[str, Any]) -> np.ndarray:

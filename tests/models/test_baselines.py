@@ -78,6 +78,12 @@ def test_candidates_score_as_they_do_in_the_whole_catalogue(baseline):
     )
 
 
+def test_candidates_common_to_all_tasks_need_no_task_axis(baseline):
+    state = baseline.adapt(support_of([[1, 3], [2, 4]]))
+    common = baseline.score(state, {"item_id": np.array([5, 0, 9])})
+    np.testing.assert_array_equal(common, baseline.score(state)[:, [5, 0, 9]])
+
+
 def test_rows_past_the_length_change_nothing(baseline):
     clean = support_of([[1, 3, 0, 0], [2, 0, 0, 0]], length=[2, 1])
     dirty = support_of([[1, 3, 10**9, -7], [2, -1, 5, 5]], [[1, 1, np.nan, np.inf], [1, 9, 9, -np.inf]], length=[2, 1])
@@ -397,7 +403,9 @@ def test_support_and_candidates_that_make_no_sense_are_refused(ratings):
     with pytest.raises(ValueError, match=r"of shape \(T, S\) and `length` of shape \(T,\)\. Received: shapes \(1, 2\)"):
         baseline.adapt(support_of([[1, 2]], [[1]], length=[1]))
     state = baseline.adapt(support_of([[1, 2]]))
-    with pytest.raises(ValueError, match=r"must have shape \(T, N\) with T=1 tasks\. Received: shape \(2, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"must have shape \(N,\) or \(T, N\) with T=1 tasks\. Received: shape \(2, 1\)"
+    ):
         baseline.score(state, {"item_id": np.array([[1], [2]])})
     with pytest.raises(ValueError, match=r"must hold rows between 0 and 24\. Received: -1 to -1"):
         baseline.score(state, {"item_id": np.array([[-1]])})

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 import polars as pl
@@ -113,12 +114,18 @@ class Vocabulary:
                 need it, and an exported model then contains no user's id.
 
         Raises:
-            DataError: if no item reaches `min_item_users`.
+            ValueError: for an option out of range.
+            DataError: if no item reaches `min_item_users`, or two features would share a name.
         """
-        for name, value in (("min_item_users", min_item_users), ("max_list_length", max_list_length)):
+        for name, value in (
+            ("min_item_users", min_item_users),
+            ("max_list_length", max_list_length),
+            ("max_words", max_words),
+        ):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
         schema = interactions.schema
+        _check_names(schema)
         counts = interactions.table.group_by("item_id").agg(pl.col("user_id").n_unique().alias("popularity"))
         kept = counts.filter(pl.col("popularity") >= min_item_users).sort("item_id")
         if kept.is_empty():
@@ -127,12 +134,16 @@ class Vocabulary:
                 f"`min_item_users` leaves no item: the most popular one was met by {most} users. "
                 f"Received: min_item_users={min_item_users}"
             )
-        items = kept.join(_features_frame(interactions, "item"), on="item_id", how="left")
+        items = kept.join(
+            _features_frame(interactions, "item"), on="item_id", how="left", maintain_order="left"
+        )
         name = schema.item_name
         display = pl.col("item_id").cast(pl.String)
         items = items.with_columns((pl.col(name).fill_null(display) if name else display).alias("name"))
         users = interactions.table.select("user_id").unique().sort("user_id")
-        users = users.join(_features_frame(interactions, "user"), on="user_id", how="left")
+        users = users.join(
+            _features_frame(interactions, "user"), on="user_id", how="left", maintain_order="left"
+        )
 
         values: dict[str, dict[str, Any]] = {"user": {}, "item": {}}
         moments: dict[str, list[float]] = {}
@@ -210,7 +221,8 @@ class Vocabulary:
         """
         raw = np.asarray(raw_ids)
         known = self.item_ids[1:]
-        if raw.size == 0 or raw.dtype.kind != ("i" if known.dtype.kind == "i" else raw.dtype.kind):
+        kinds = "iu" if known.dtype.kind == "i" else "UO"
+        if raw.size == 0 or raw.dtype.kind not in kinds:  # An id of the other type is one never seen.
             return np.zeros(raw.shape, np.int32)
         raw = raw.astype(known.dtype)
         position = np.minimum(np.searchsorted(known, raw), len(known) - 1)
@@ -278,7 +290,9 @@ class Vocabulary:
                 rows = self._rows(side, name, raw[name])[:, : spec.length]
                 rows = tf.pad(rows, [[0, 0], [0, spec.length - tf.shape(rows)[1]]])
                 rows.set_shape([None, spec.length])
-                length = tf.minimum(tf.cast(raw[f"{name}_length"], tf.int32), spec.length)
+                # A request may claim more than it sends: what is not there must not thin out the average.
+                length = tf.minimum(tf.cast(raw[f"{name}_length"], tf.int32), tf.shape(raw[name])[1])
+                length = tf.clip_by_value(length, 0, spec.length)
                 features[name] = tf.where(tf.sequence_mask(length, spec.length), rows, 0)
                 features[f"{name}_length"] = length
             else:  # text
@@ -339,7 +353,8 @@ class Vocabulary:
         for side, features in self._values.items():
             for name, values in features.items():
                 if name != "item_id":
-                    pl.DataFrame({name: values.tolist()}).write_parquet(folder / f"{side}.{name}.parquet")
+                    file = f"{side}.{quote(name, safe='')}.parquet"  # A name may hold a slash.
+                    pl.DataFrame({name: values.tolist()}).write_parquet(folder / file)
         self._items.write_parquet(folder / "items.parquet")
         (folder / "vocabulary.json").write_text(json.dumps(self._meta, indent=1))
 
@@ -351,9 +366,27 @@ class Vocabulary:
         items = pl.read_parquet(folder / "items.parquet")
         values: dict[str, dict[str, Any]] = {"user": {}, "item": {"item_id": _as_array(items["item_id"])}}
         for path in folder.glob("*.*.parquet"):
-            side, name = path.name.removesuffix(".parquet").split(".", 1)
+            side, name = unquote(path.name.removesuffix(".parquet")).split(".", 1)
             values[side][name] = _as_array(pl.read_parquet(path)[name])
         return cls(values, items, meta)
+
+
+def _check_names(schema: Schema) -> None:
+    """Refuses features that could not stand side by side in one dict of features."""
+    owners: dict[str, list[str]] = {"item_popularity": ["item_popularity (made here)"]}
+    for side in ("user", "item"):
+        for feature in getattr(schema, side):
+            if side == "item" and feature.name == schema.item_name:
+                continue
+            names = [feature.name, f"{feature.name}_length"] if feature.kind in LISTS else [feature.name]
+            for name in names:
+                owners.setdefault(name, []).append(f"{side}.{feature.name}")
+    for name, sources in owners.items():
+        if len(sources) > 1:
+            raise DataError(
+                f"every user and item feature needs a name of its own; rename one. "
+                f"Received: {' and '.join(sources)}, which would both be called {name!r}"
+            )
 
 
 def _features_frame(interactions: Interactions, side: str) -> pl.DataFrame:

@@ -3,9 +3,11 @@
 from tfmetarec.evaluation import metrics
 from tfmetarec.evaluation.bootstrap import Difference, Interval, bootstrap_mean, paired_bootstrap
 from tfmetarec.evaluation.cold_start import ColdStartTable, Recommender, cold_start, fitted_floors
+from tfmetarec.evaluation.validation import ColdStartValidation
 
 __all__ = [
     "ColdStartTable",
+    "ColdStartValidation",
     "Difference",
     "Interval",
     "Recommender",

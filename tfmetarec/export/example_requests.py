@@ -34,7 +34,9 @@ def example_request(
     request: Request = {}
     if signature != "serving_default":
         low, high = vocabulary.label_range
-        labels = rng.uniform(low, high, (batch, support)) if high > low else np.ones((batch, support))
+        # With implicit feedback a row says that the item was chosen, whatever the data counted.
+        rated = vocabulary.specs.feedback == "explicit"
+        labels = rng.uniform(low, high, (batch, support)) if rated else np.ones((batch, support))
         request["support"] = items(batch, support)
         request["support_labels"] = labels.astype(np.float32)
         request["support_length"] = np.maximum(support - np.arange(batch) * support // 2, 0).astype(np.int32)

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
@@ -60,8 +61,9 @@ def saved_model(
     signatures = served.signatures()
     base = Path(path)
     base.mkdir(parents=True, exist_ok=True)
-    staging = base / f"writing-{os.getpid()}"
+    staging = Path(tempfile.mkdtemp(prefix="writing-", dir=base))
     try:
+        staging.chmod(0o755)  # `mkdtemp` keeps everybody else out, a server under another name included.
         tf.saved_model.save(served.resources(signatures), str(staging), signatures=signatures)
         requests = [
             (name, example_request(served.vocabulary, name, batch=batch, support=20, candidates=100, seed=0))

@@ -1,10 +1,10 @@
 """Checkpoints that make an interrupted run continue as if nothing had happened."""
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import keras
 
@@ -49,7 +49,9 @@ class Checkpoint(keras.callbacks.Callback):
         if self.monitor is None:
             return len(self.history) - 1
         sign = 1.0 if self.mode == "min" else -1.0
-        return min(range(len(self.history)), key=lambda epoch: sign * self.history[epoch][self.monitor])
+        figures = [sign * figures[self.monitor] for figures in self.history]
+        # NaN compares as neither less nor more, and would stay the best for ever.
+        return min(range(len(figures)), key=lambda epoch: (math.isnan(figures[epoch]), figures[epoch]))
 
     @property
     def best_weights(self) -> Path:
@@ -66,12 +68,6 @@ class Checkpoint(keras.callbacks.Callback):
             learner.optimizer.build(learner.trainable_variables)
         learner.load_weights(self.folder / f"epoch-{len(self.history) - 1}.weights.h5")
         return len(self.history)
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        self._stop_if_done()
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._stop_if_done()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         figures = {name: float(value) for name, value in (logs or {}).items()}
@@ -91,13 +87,17 @@ class Checkpoint(keras.callbacks.Callback):
         for path in self.folder.glob("epoch-*.weights.h5"):
             if path.name not in (f"epoch-{epoch}.weights.h5", self.best_weights.name):
                 path.unlink()
-        self._stop_if_done()
+        if self.is_finished:
+            self.model.stop_training = True
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether patience has run out."""
+        if self.patience is None or not self.history:
+            return False
+        return len(self.history) - 1 - self.best_epoch >= self.patience
 
     def clear(self) -> None:
         """Removes the checkpoint, so that the next `fit` starts anew."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.history = []
-
-    def _stop_if_done(self) -> None:
-        if self.patience is not None and self.history and len(self.history) - 1 - self.best_epoch >= self.patience:
-            self.model.stop_training = True

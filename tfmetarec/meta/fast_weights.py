@@ -5,7 +5,7 @@ run on whatever weights a task has by `stateless_call`, and steps return new wei
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -29,7 +29,7 @@ class Adaptable:
     Args:
         model: `keras.Model`, built.
         adapted: regular expression; the variables whose path it finds adapt. `None` for the rule above;
-            "last" for the last layer with weights.
+            "last" for the last layer with weights, in the order of `trainable_variables`, embeddings apart.
 
     Raises:
         ValueError: if the model is not built, or nothing matches.
@@ -43,6 +43,9 @@ class Adaptable:
         self.inner: keras.layers.Layer = model.head if self.two_part else model
         variables = self.inner.trainable_variables
         self._chosen = _choose(self.inner, variables, adapted)
+        # A functional model warns about features that it has no input for.
+        inputs = getattr(model, "_inputs_struct", None)
+        self._inputs = tuple(inputs) if isinstance(inputs, dict) else None
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -75,6 +78,8 @@ class Adaptable:
         for value in (user, item):
             for name, feature in value.items():
                 features[name] = tf.broadcast_to(feature, tf.concat([[rows], tf.shape(feature)[1:]], 0))
+        if self._inputs is not None:
+            features = {name: features[name] for name in self._inputs}
         return tf.reshape(self._run(weights, features), [-1])
 
     def query(self, weights: Weights, user: Any) -> tf.Tensor:
@@ -133,21 +138,22 @@ def descend(
 
 
 def _choose(layer: keras.layers.Layer, variables: list[keras.Variable], adapted: str | None) -> list[int]:
-    if adapted is None:
-        embeddings = {
-            id(variable)
-            for sub in layer._flatten_layers()
-            if isinstance(sub, keras.layers.Embedding)
-            for variable in sub.trainable_variables
-        }
-        chosen = [index for index, variable in enumerate(variables) if id(variable) not in embeddings]
-    elif adapted == "last":
-        last = [sub for sub in layer._flatten_layers() if isinstance(sub, keras.layers.Dense)]
-        ids = {id(variable) for variable in (last[-1].trainable_variables if last else [])}
-        chosen = [index for index, variable in enumerate(variables) if id(variable) in ids]
-    else:
+    parts = layer._flatten_layers()
+    embeddings = _ids(v for part in parts if isinstance(part, keras.layers.Embedding) for v in part.trainable_variables)
+    chosen = [index for index, variable in enumerate(variables) if id(variable) not in embeddings]
+    if adapted == "last" and chosen:
+        # The innermost owner of the last variable. `_flatten_layers` itself keeps no order to rely on.
+        last = variables[chosen[-1]]
+        owners = [part for part in parts if id(last) in _ids(part.trainable_variables)]
+        own = _ids(min(owners, key=lambda part: len(part.trainable_variables)).trainable_variables)
+        chosen = [index for index, variable in enumerate(variables) if id(variable) in own]
+    elif adapted not in (None, "last"):
         chosen = [index for index, variable in enumerate(variables) if re.search(adapted, variable.path)]
     if not chosen:
         paths = ", ".join(variable.path for variable in variables)
         raise ValueError(f"`adapted` must match at least one trainable variable of: {paths}. Received: {adapted!r}")
     return chosen
+
+
+def _ids(variables: Iterable[keras.Variable]) -> set[int]:
+    return {id(variable) for variable in variables}

@@ -329,6 +329,11 @@ class MetaLearner(keras.Model):
             return None
         if self.vocabulary is None:
             raise ValueError("`vocabulary` is needed to adapt from implicit feedback, and this learner has none.")
+        if not is_shared(support.user) or is_shared(support.item):
+            raise ValueError(
+                "implicit feedback needs tasks about users: items can be drawn to contrast a user's items with, "
+                "but there is nothing to contrast the rows of another task with."
+            )
         items = {name: value[self.contrast_items] for name, value in self.vocabulary.catalogue.items()}
         real = tf.range(tf.shape(support.label)[1]) < support.length[:, None]
         weight = self.contrast_weight(support.item["item_id"], real)
@@ -350,6 +355,7 @@ class MetaLearner(keras.Model):
         loss: Any = None,
         metrics: Any = None,
         *,
+        weighted_metrics: Any = None,
         jit_compile: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -359,10 +365,16 @@ class MetaLearner(keras.Model):
             optimizer: of the outer loop, as Keras takes it.
             loss: "sampled_softmax", a `SampledSoftmax`, or any Keras loss. Defaults to "sampled_softmax" for
                 implicit feedback and "mean_squared_error" for explicit.
-            metrics: Keras metrics of query labels and scores after adapting.
+            metrics: list of Keras metrics of query labels and scores after adapting, padding left out.
+            weighted_metrics: the same; here all metrics are weighted, by 0 for padding.
             jit_compile: bool. XLA for the training step.
         """
-        super().compile(optimizer=optimizer, metrics=metrics, jit_compile=jit_compile, **kwargs)
+        # Keras gives sample weights to its weighted metrics alone, and without them padding would count.
+        weighted = [*(metrics or ()), *(weighted_metrics or ())] or None
+        super().compile(optimizer=optimizer, weighted_metrics=weighted, jit_compile=jit_compile, **kwargs)
+        if self.optimizer is not None and not self.optimizer.built:
+            # Left to the first step, it would be built inside that step's graph, which is then traced twice.
+            self.optimizer.build(self.trainable_variables)
         self.task_loss = losses.resolve(loss, self.feedback)
         self._graphs.clear()  # They hold the loss that was set when they were traced.
 
@@ -407,7 +419,17 @@ class MetaLearner(keras.Model):
             self._compile_metrics.update_state(label, score, sample_weight=tf.reshape(real, [-1]))
         return self.get_metrics_result()
 
-    def fit(self, x: Any = None, *args: Any, callbacks: Any = None, **kwargs: Any) -> keras.callbacks.History:
+    def fit(
+        self,
+        x: Any = None,
+        *,
+        epochs: int = 1,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_data: Any = None,
+        callbacks: Any = None,
+        **options: Any,
+    ) -> keras.callbacks.History:
         """Keras's `fit`; `x` and `validation_data` may be `Episodes`, and `callbacks` may hold a `Checkpoint`.
 
         With a `Checkpoint` whose folder holds an earlier run, training continues after that run's last
@@ -416,15 +438,25 @@ class MetaLearner(keras.Model):
         callbacks = list(callbacks or [])
         for callback in callbacks:
             if isinstance(callback, Checkpoint):
-                kwargs["initial_epoch"] = max(callback.restore(self), kwargs.get("initial_epoch", 0))
+                initial_epoch = max(callback.restore(self), initial_epoch)
+                if callback.is_finished:
+                    epochs = initial_epoch
         if isinstance(x, Episodes):
-            steps = kwargs.setdefault("steps_per_epoch", len(x))
-            x = x.dataset(kwargs.get("initial_epoch", 0) * steps)
+            steps_per_epoch = steps_per_epoch or len(x)
+            x = x.dataset(initial_epoch * steps_per_epoch)
         if isinstance(x, tf.data.Dataset):
-            kwargs.setdefault("shuffle", False)  # Keras warns about its own default.
-        if isinstance(kwargs.get("validation_data"), Episodes):
-            kwargs["validation_data"] = _once(kwargs["validation_data"])
-        return super().fit(x, *args, callbacks=callbacks, **kwargs)
+            options.setdefault("shuffle", False)  # Keras warns about its own default.
+        if isinstance(validation_data, Episodes):
+            validation_data = _once(validation_data)
+        return super().fit(
+            x,
+            epochs=epochs,
+            initial_epoch=initial_epoch,
+            steps_per_epoch=steps_per_epoch,
+            validation_data=validation_data,
+            callbacks=callbacks,
+            **options,
+        )
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Keras's `evaluate`: the query loss after adapting. `x` may be `Episodes`."""

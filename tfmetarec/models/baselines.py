@@ -112,7 +112,8 @@ class Baseline:
 
         Args:
             state: what `adapt` returned.
-            item: `None` for the whole catalogue, or features of which `item["item_id"]` `(T, N)` is used.
+            item: `None` for the whole catalogue, or features of which `item["item_id"]` is used: `(N,)` rows
+                common to all tasks, or `(T, N)`.
 
         Returns:
             `(T, N)` float32, where the whole catalogue has N = `n_items`. Row 0 gets the prediction for an unknown
@@ -121,7 +122,7 @@ class Baseline:
 
         Raises:
             RuntimeError: before `fit`.
-            ValueError: if `item["item_id"]` is not `(T, N)` or holds a row outside the catalogue.
+            ValueError: if `item["item_id"]` is neither `(N,)` nor `(T, N)`, or holds a row outside the catalogue.
         """
         self._check_fitted("score")
         n_tasks = state.shape[0]
@@ -693,9 +694,11 @@ def _real_rows(support: Support, n_items: int) -> tuple[np.ndarray, np.ndarray, 
 
 def _candidate_rows(item: Features, n_tasks: int, n_items: int) -> np.ndarray:
     rows = np.asarray(item["item_id"])
+    if rows.ndim == 1:  # Candidates common to all tasks.
+        rows = np.broadcast_to(rows, (n_tasks, len(rows)))
     if rows.ndim != 2 or len(rows) != n_tasks:
         raise ValueError(
-            f'`item["item_id"]` must have shape (T, N) with T={n_tasks} tasks. Received: shape {rows.shape}'
+            f'`item["item_id"]` must have shape (N,) or (T, N) with T={n_tasks} tasks. Received: shape {rows.shape}'
         )
     _check_rows('`item["item_id"]`', rows, n_items)
     return rows

@@ -169,7 +169,7 @@ def _episodes(
         ("min_interactions", min_interactions, 2),
         ("steps_per_epoch", 1 if steps_per_epoch is None else steps_per_epoch, 1),
     ):
-        if value < least:
+        if not value >= least:  # Also for NaN.
             raise ValueError(f"`{name}` must be at least {least}. Received: {name}={value}")
     if negatives is None:
         negatives = 512 if implicit and kind == "user" else 0

@@ -126,6 +126,7 @@ class NegativeSampler:
         weights[0] = 0.0
         self._probability = weights / weights.sum()
         self._cumulative = np.cumsum(self._probability)
+        self._cumulative /= self._cumulative[-1]  # Rounded to just below 1, it would let a draw fall past the end.
         if category is not None:
             self._category = category
             self._by_category = np.argsort(category[1:], kind="stable") + 1

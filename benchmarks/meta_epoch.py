@@ -1,0 +1,262 @@
+"""What a meta-training step costs: every gradient learner beside a plain training step on the same rows.
+
+Two yardsticks run in the same turns as the learners: `plain` is ordinary Keras training on the support and
+query rows of the same batches, and `MAML, loop over tasks` is MAML as it is often written, one task after the
+other under an eager `GradientTape`. Turns are interleaved and ratios taken within a turn, so that a machine
+which is busy for a while slows both sides of a ratio.
+"""
+
+import multiprocessing
+import resource
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import keras
+import tensorflow as tf
+from rich.console import Console
+from rich.progress import track
+
+import tfmetarec as tmr
+from benchmarks import report
+from tfmetarec.meta.fast_weights import Weights
+from tfmetarec.meta.learner import EncodedNegatives, TaskRows
+
+NAME = "meta_epoch"
+PLAIN, LOOP = "plain", "MAML, loop over tasks"
+LEARNERS = ("MAML", "FirstOrderMAML", "ANIL", "Reptile", "FineTuning")
+INNER = {"inner_steps": 1, "inner_learning_rate": 2.0, "shrinkage": 20.0, "contrast": 2048}
+MODEL = {"embedding_dim": 32, "id_dropout": 0.7, "dropout": 0.3}
+EPISODES = {"support": (0, 20), "query": 20, "tasks_per_batch": 32, "negatives": 2048}
+OPTIMIZER = {"learning_rate": 1e-3, "weight_decay": 0.05}
+MIN_ITEM_USERS = 10
+
+
+class PlainTraining(keras.Model):
+    """Ordinary training of a two-tower model on the rows of an episode, as if there were no tasks.
+
+    The loss is the one that `FineTuning` has: sampled softmax on support and on query, each against its own
+    negatives. Every user and every item is encoded once, and the negatives are scored in one matrix product.
+    """
+
+    def __init__(self, model: keras.Model):
+        super().__init__()
+        self.model = model
+        self.loss_tracker = keras.metrics.Mean(name="loss")
+        self.built = True
+
+    def episode_loss(self, episode: tmr.tasks.Episode, training: bool) -> tf.Tensor:
+        support = self._rows_loss(episode.support, episode.support_negatives, training)
+        return 0.5 * (support + self._rows_loss(episode.query, episode.query_negatives, training))
+
+    def train_step(self, episode: tmr.tasks.Episode) -> dict[str, Any]:
+        with tf.GradientTape() as tape:
+            loss = self.episode_loss(episode, training=True)
+        gradients = tape.gradient(loss, [variable.value for variable in self.trainable_variables])
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        self.loss_tracker.update_state(loss)
+        return self.get_metrics_result()
+
+    def _rows_loss(self, rows: tmr.tasks.Support, negatives: tmr.tasks.Negatives, training: bool) -> tf.Tensor:
+        query = self.model.head(self.model.encode_user(rows.user, training=training))  # (T, D + 2)
+        item = self.model.encode_item(rows.item, training=training)  # (T, R, D + 2)
+        negative = self.model.encode_item(negatives.item, training=training)  # (P, D + 2)
+        score = tf.linalg.matvec(item, query)  # (T, R)
+        contrast = tf.matmul(query, negative, transpose_b=True) - negatives.log_expected  # (T, P)
+        contrast = tf.where(negatives.weight > 0, contrast, -1e9)
+        each = tf.nn.softplus(tf.reduce_logsumexp(contrast, axis=1, keepdims=True) - score)
+        real = tf.sequence_mask(rows.length, tf.shape(score)[1], tf.float32)
+        return tf.reduce_mean(tf.math.divide_no_nan(tf.reduce_sum(each * real, 1), tf.reduce_sum(real, 1)))
+
+
+class LoopedMAML(tmr.meta.MAML):
+    """MAML whose tasks follow one another in Python. Items are encoded once for all tasks, which is generous."""
+
+    def _map(
+        self, function: Any, task: TaskRows, negatives: EncodedNegatives | None, weights: Weights | None = None
+    ) -> Any:
+        results = []
+        for index in range(task.label.shape[0]):
+            user, item, label, weight = (part[index] for part in task[:4])
+            rows = TaskRows(user, item, label, weight)
+            if negatives is not None:
+                rows = TaskRows(*rows[:4], negatives.item, negatives.log_expected, negatives.weight[index])
+            own = [] if weights is None else [tensor[index] for tensor in weights]
+            results.append(function(rows if weights is None else (own, rows)))
+        return tf.nest.map_structure(lambda *parts: tf.stack(parts), *results)
+
+
+class StepTimer(keras.callbacks.Callback):
+    """How long each training step took, in seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.seconds.append(time.perf_counter() - self._start)
+
+
+def purchases(data: Path | None) -> tmr.data.Interactions:
+    """Complete Journey, or implicit feedback that `Interactions.to_parquet` wrote to the folder `data`."""
+    if data is None:
+        return tmr.data.load("completejourney")
+    interactions = tmr.data.Interactions.from_parquet(data)
+    if interactions.schema.feedback != "implicit":
+        raise tmr.data.DataError(f"`--data` must hold implicit feedback. Received: {interactions!r}")
+    return interactions
+
+
+def purchase_episodes(interactions: tmr.data.Interactions, seed: int) -> tmr.tasks.Episodes:
+    """Episodes of the warm users, with a vocabulary of the items that enough of them met."""
+    train = tmr.data.cold_users(interactions, seed=seed).train
+    vocabulary = tmr.data.Vocabulary.fit(train, min_item_users=MIN_ITEM_USERS)
+    return tmr.tasks.user_episodes(train, vocabulary, seed=seed, **EPISODES)
+
+
+def trainer(name: str, vocabulary: tmr.data.Vocabulary, seed: int, **inner: Any) -> keras.Model:
+    """A compiled learner or yardstick with a model of its own; `inner` replaces some of `INNER`."""
+    model = tmr.models.TwoTower(vocabulary, seed=seed, **MODEL)
+    optimizer = keras.optimizers.AdamW(**OPTIMIZER)
+    if name == PLAIN:
+        learner = PlainTraining(model)
+    else:
+        learner = (LoopedMAML if name == LOOP else getattr(tmr.meta, name))(model, seed=seed, **{**INNER, **inner})
+    learner.compile(optimizer=optimizer, run_eagerly=name == LOOP)
+    return learner
+
+
+def train(learner: keras.Model, batches: tf.data.Dataset) -> list[float]:
+    """Trains once through `batches` with Keras's `fit`; returns the seconds of each step."""
+    timer = StepTimer()
+    # Keras would shuffle the order of an array; a data set keeps its own, and Keras warns unless told so.
+    learner.fit(batches, epochs=1, verbose=0, shuffle=False, callbacks=[timer])
+    return timer.seconds
+
+
+def in_memory(episodes: tmr.tasks.Episodes, batches: int) -> tf.data.Dataset:
+    """The first batches, drawn now and kept: what is trained on them does not wait for the pipeline."""
+    kept = episodes.dataset(0, batches).cache()
+    for _ in kept:
+        pass
+    return kept
+
+
+def measure(interactions: tmr.data.Interactions, seed: int, *, turns: int, steps: int, console: Console) -> report.Rows:
+    """One row per learner and yardstick: its step in milliseconds and its ratio to the plain step.
+
+    Args:
+        interactions: implicit feedback.
+        seed: of the split, the episodes and the models.
+        turns: int. How often each of them trains, one after the other.
+        steps: int. Steps of a turn; the loop over tasks takes one.
+        console: where progress is shown.
+    """
+    episodes = purchase_episodes(interactions, seed)
+    kept = in_memory(episodes, turns * steps)
+    epoch = episodes.dataset(0, len(episodes) if steps > 2 else steps)
+    names = (PLAIN, *LEARNERS, LOOP)
+    learners = {name: trainer(name, episodes.vocabulary, seed) for name in names}
+    first = {name: train(learners[name], kept.take(1 if name == LOOP else 3))[0] for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in track(range(turns), "turns", console=console, transient=True):
+        for name in names:
+            here = kept.skip(turn * steps).take(1 if name == LOOP else steps)
+            seconds[name].append(median(train(learners[name], here)))
+    rows = []
+    for name in names:
+        step_s = median(seconds[name])
+        ratios = [own / plain for own, plain in zip(seconds[name], seconds[PLAIN], strict=True)]
+        row: dict[str, Any] = {"learner": name, "step_ms": step_s * 1e3, "ratio_to_plain": median(ratios)}
+        row |= {"lowest_ratio": min(ratios), "highest_ratio": max(ratios)}
+        row["tasks_per_s"] = episodes.tasks_per_batch / step_s
+        # Tracing and the first run of the graph; nothing is traced in the eager loop.
+        row["compile_s"] = None if name == LOOP else first[name] - step_s
+        row["epoch_s"] = None if name == LOOP else sum(_timed(learners[name], epoch))
+        rows.append(row)
+    return rows
+
+
+def _timed(learner: keras.Model, batches: tf.data.Dataset) -> list[float]:
+    start = time.perf_counter()
+    train(learner, batches)
+    return [time.perf_counter() - start]
+
+
+def peak_growth_mb(name: str, data: Path | None, seed: int, steps: int) -> float:
+    """By how much compiling and training raise this process's peak memory; call it in a fresh process."""
+    episodes = purchase_episodes(purchases(data), seed)
+    kept, learner = in_memory(episodes, steps), trainer(name, episodes.vocabulary, seed)
+    learner.optimizer.build(learner.trainable_variables)  # Its slots are the model's size, not the method's.
+    before = _peak_mb()
+    train(learner, kept)
+    return _peak_mb() - before
+
+
+def _peak_mb() -> float:
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kilobytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = report.read_options(NAME, "Speed and memory of a meta-training step.", arguments)
+    console = Console()
+    interactions = purchases(options.data)
+    turns, steps = (2, 2) if options.quick else (9, 6)
+    runs = []
+    for seed in range(options.seeds):
+        console.print(f"seed {seed}: training {len(LEARNERS)} learners and two yardsticks on {interactions.name}")
+        runs.append(measure(interactions, seed, turns=turns, steps=steps, console=console))
+    rows = [_merged(list(same)) for same in zip(*runs, strict=True)]
+
+    # The peak never falls, so each of them needs a process of its own.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as fresh:
+        for row in track(rows, "peak memory", console=console, transient=True):
+            measured = not options.quick or row["learner"] == "MAML"
+            job = fresh.submit(peak_growth_mb, row["learner"], options.data, 0, 2 if options.quick else 10)
+            row["peak_growth_mb"] = job.result() if measured else None
+
+    by_name = {row["learner"]: row for row in rows}
+    targets = [
+        report.Target("a MAML step over a plain step", by_name["MAML"]["ratio_to_plain"], "at most", 3.0),
+        report.Target(
+            "a step of MAML in a loop over one of MAML",
+            by_name[LOOP]["step_ms"] / by_name["MAML"]["step_ms"],
+            "at least",
+            15.0,
+        ),
+    ]
+    config = {
+        "data": interactions.name,
+        "min_item_users": MIN_ITEM_USERS,
+        "model": {"class": "TwoTower", **MODEL},
+        "episodes": EPISODES,
+        "learner": INNER,
+        "optimizer": {"class": "AdamW", **OPTIMIZER},
+        "turns": turns,
+        "steps_per_turn": steps,
+    }
+    return report.finish(
+        options, config=config, figures={"one meta-training step": rows}, targets=targets, console=console
+    )
+
+
+def _merged(same: report.Rows) -> dict[str, Any]:
+    """The rows of one learner over all seeds as one: medians, and the extremes of the extremes."""
+    how = {"lowest_ratio": min, "highest_ratio": max}
+    merged: dict[str, Any] = {}
+    for name, value in same[0].items():
+        values = [row[name] for row in same]
+        merged[name] = how.get(name, median)(values) if isinstance(value, float) else value
+    return merged
+
+
+if __name__ == "__main__":
+    sys.exit(main())

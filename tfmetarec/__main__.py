@@ -1,0 +1,5 @@
+"""`python -m tfmetarec`: the command line."""
+
+from tfmetarec.cli import main
+
+main()

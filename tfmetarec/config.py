@@ -1,0 +1,166 @@
+"""One YAML file per experiment, checked before anything starts; an unknown key is told the nearest right one."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used, in one sentence."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DataConfig(_Section):
+    source: str = Field("completejourney", description="Name of a data source, see `tfmetarec datasets`.")
+    options: dict[str, Any] = Field({}, description="Arguments of that source's `load`, e.g. `folder`.")
+
+
+class SplitConfig(_Section):
+    test_share: float = Field(0.2, gt=0, lt=1, description="Share of users held out for the final table.")
+    validation_share: float = Field(0.1, gt=0, lt=1, description="Share of users that choices are made on.")
+
+
+class VocabularyConfig(_Section):
+    min_item_users: int = Field(10, ge=1, description="Items that fewer users met are not in the catalogue.")
+    max_list_length: int = Field(8, ge=1, description="Longest list or text kept, in entries.")
+    max_words: int = Field(2000, ge=1, description="Words of a text feature that get a row of their own.")
+
+
+class TasksConfig(_Section):
+    support: tuple[int, int] = Field((0, 20), description="Least and most support interactions in training.")
+    query: int = Field(20, ge=1, description="Most query interactions in training.")
+    tasks_per_batch: int = Field(32, ge=1, description="Users in a meta-batch.")
+    negatives: int | None = Field(None, ge=0, description="Sampled negatives; unset: 2048 for implicit feedback.")
+    negative_sampling: Literal["popularity", "uniform", "category"] = Field(
+        "popularity", description="How negatives are drawn."
+    )
+    order: Literal["time", "random"] | None = Field(None, description="Which interactions come first.")
+    early: float = Field(4.0, ge=1, description="How strongly episodes prefer the beginning of a history.")
+
+
+class ModelConfig(_Section):
+    kind: str = Field("two_tower", description="File name of a model: two_tower or ranker.")
+    embedding_dim: int = Field(32, ge=1, description="Width of the item vectors.")
+    dropout: float = Field(0.3, ge=0, lt=1, description="Dropout in the item tower.")
+    id_dropout: float = Field(0.7, ge=0, lt=1, description="Share of training rows whose item id is hidden.")
+    options: dict[str, Any] = Field({}, description="Further arguments of the model, e.g. `item_hidden`.")
+
+
+class MetaConfig(_Section):
+    algorithm: str = Field("maml", description="File name of a learner, e.g. maml, anil, reptile, fine_tuning.")
+    inner_steps: int = Field(1, ge=1, description="Gradient steps on the support.")
+    inner_learning_rate: float = Field(2.0, gt=0, description="Step size on the support.")
+    shrinkage: float = Field(20.0, ge=0, description="Interactions that speak for the starting point.")
+    contrast: int = Field(2048, ge=1, description="Catalogue items that a positive support is contrasted with.")
+    rival: str | None = Field("fine_tuning", description="A second learner, trained the same way to compare with.")
+    options: dict[str, Any] = Field({}, description="Further arguments of the learner, e.g. `proximal`.")
+
+
+class TrainingConfig(_Section):
+    epochs: int = Field(20, ge=1, description="Most epochs; fewer when validation stops improving.")
+    steps_per_epoch: int | None = Field(None, ge=1, description="Batches in an epoch; unset: once through all users.")
+    learning_rate: float = Field(1e-3, gt=0, description="Of the outer loop.")
+    weight_decay: float = Field(0.05, ge=0, description="Of the outer loop (AdamW).")
+    loss: str | None = Field(None, description="A Keras loss or sampled_softmax; unset: by the kind of feedback.")
+    patience: int = Field(4, ge=1, description="Epochs without improvement on validation users before stopping.")
+    tensorboard: bool = Field(False, description="Write TensorBoard logs into the run folder.")
+
+
+class EvaluationConfig(_Section):
+    shots: tuple[int, ...] = Field((0, 1, 3, 5, 10, 20), description="Support sizes K to report.")
+    query: int = Field(20, ge=1, description="Interactions a user is judged on.")
+    top_k: int = Field(20, ge=1, description="Length of the recommended list.")
+    floors: bool = Field(True, description="Put the baselines into the table.")
+
+
+class ExportConfig(_Section):
+    top_k: int = Field(20, ge=1, description="Items that adapt_and_recommend returns.")
+
+
+class Config(_Section):
+    """Everything an experiment depends on."""
+
+    name: str = Field("quickstart", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="Of run and served model.")
+    seed: int = Field(0, ge=0, description="Of every random choice.")
+    data: DataConfig = DataConfig()
+    split: SplitConfig = SplitConfig()
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    tasks: TasksConfig = TasksConfig()
+    model: ModelConfig = ModelConfig()
+    meta: MetaConfig = MetaConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    export: ExportConfig = ExportConfig()
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file (or takes the defaults, which are the quickstart's) and applies overrides.
+
+    Args:
+        path: the file.
+        overrides: like "meta.inner_learning_rate=0.05"; the value is read as YAML.
+
+    Raises:
+        ConfigError: in one sentence, naming the key and the rule, or the nearest right key.
+    """
+    values: Any = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text()) or {}
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} must hold a mapping of sections. Received: {type(values).__name__}")
+    for override in overrides:
+        _set(values, override)
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error)) from None
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"an override must look like `section.key=value`. Received: {override!r}")
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"`{section}` in {override!r} is not a section")
+    try:
+        values[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"the value in {override!r} is not valid YAML") from None
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first thing that is wrong, in words."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        known = _keys(path[:-1])
+        nearest = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)
+        hint = f"did you mean `{'.'.join([*path[:-1], nearest[0]])}`?" if nearest else f"known: {', '.join(known)}."
+        return f"unknown key `{key}`; {hint}"
+    return f"`{key}`: {first['msg'][:1].lower()}{first['msg'][1:]}. Received: {first['input']!r}"
+
+
+def _keys(path: list[str]) -> list[str]:
+    section: Any = Config
+    for part in path:
+        section = section.model_fields[part].annotation
+    return list(section.model_fields)

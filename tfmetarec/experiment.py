@@ -1,0 +1,254 @@
+"""The whole story on one page: data, split, episodes, learner, table, export.
+
+Every stage reads and writes one run folder:
+
+    config.yaml  environment.json  checkpoint/  learner.keras  rival.keras  history.json
+    metrics.parquet  users.parquet  metrics.json  predictions.parquet (if asked)  export/NAME/VERSION/
+
+A stage that was interrupted is run again with the same folder and goes on where it stopped.
+"""
+
+import difflib
+import importlib
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from tfmetarec import data, evaluation, export, tasks
+from tfmetarec.config import Config, load
+from tfmetarec.evaluation.validation import MONITORS
+from tfmetarec.meta import Checkpoint, MetaLearner
+
+PACKAGES = ("tfmetarec", "tensorflow", "keras", "tensorflow-recommenders", "numpy", "polars", "implicit")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The data of an experiment, split, with the vocabulary of its training part."""
+
+    split: data.Split
+    vocabulary: data.Vocabulary
+
+
+def prepare(config: Config) -> Prepared:
+    """Loads the data, holds out users, and learns the vocabulary from those that are left."""
+    interactions = data.load(config.data.source, **config.data.options)
+    split = data.cold_users(
+        interactions,
+        test_share=config.split.test_share,
+        validation_share=config.split.validation_share,
+        seed=config.seed,
+    )
+    return Prepared(split, data.Vocabulary.fit(split.train, **config.vocabulary.model_dump()))
+
+
+def build_episodes(config: Config, prepared: Prepared) -> tasks.Episodes:
+    """The episodes of training users."""
+    options = config.tasks.model_dump()
+    if options["negatives"] is None and prepared.vocabulary.specs.feedback == "implicit":
+        options["negatives"] = 2048
+    steps = config.training.steps_per_epoch
+    return tasks.user_episodes(
+        prepared.split.train, prepared.vocabulary, **options, steps_per_epoch=steps, seed=config.seed
+    )
+
+
+def build_learner(config: Config, vocabulary: data.Vocabulary, algorithm: str | None = None) -> MetaLearner:
+    """The configured model inside the configured algorithm (or another one), compiled."""
+    chosen = config.model
+    model = find("models", chosen.kind)(
+        vocabulary,
+        chosen.embedding_dim,
+        dropout=chosen.dropout,
+        id_dropout=chosen.id_dropout,
+        seed=config.seed,
+        **chosen.options,
+    )
+    meta = config.meta
+    learner = find("meta", algorithm or meta.algorithm)(
+        model,
+        inner_steps=meta.inner_steps,
+        inner_learning_rate=meta.inner_learning_rate,
+        shrinkage=meta.shrinkage,
+        contrast=meta.contrast,
+        seed=config.seed,
+        **({} if algorithm else meta.options),
+    )
+    training = config.training
+    optimizer = keras.optimizers.AdamW(training.learning_rate, weight_decay=training.weight_decay)
+    learner.compile(optimizer=optimizer, loss=training.loss)
+    return learner
+
+
+def train(config: Config, run: Path, prepared: Prepared, *, verbose: int | str = "auto") -> MetaLearner:
+    """Trains the learner, or takes it up where an earlier call with the same folder was interrupted."""
+    return _train_one(config, run, prepared, "learner", None, verbose)
+
+
+def train_rival(config: Config, run: Path, prepared: Prepared, *, verbose: int | str = "auto") -> MetaLearner | None:
+    """Trains the rival on the same episodes, if one is configured."""
+    rival = config.meta.rival
+    return _train_one(config, run, prepared, "rival", rival, verbose) if rival else None
+
+
+def _train_one(
+    config: Config, run: Path, prepared: Prepared, name: str, algorithm: str | None, verbose: int | str
+) -> MetaLearner:
+    finished = run / f"{name}.keras"
+    if finished.exists():
+        return load_learner(finished)
+    keras.utils.set_random_seed(config.seed)
+    learner = build_learner(config, prepared.vocabulary, algorithm)
+    monitor, mode = MONITORS[learner.feedback]
+    judged = config.evaluation
+    checkpoint = Checkpoint(run / "checkpoint" / name, monitor=monitor, mode=mode, patience=config.training.patience)
+    callbacks: list[keras.callbacks.Callback] = [
+        evaluation.ColdStartValidation(
+            prepared.split.validation,
+            shots=judged.shots,
+            query=judged.query,
+            top_k=judged.top_k,
+            order=config.tasks.order,
+            seed=config.seed,
+        ),
+        checkpoint,
+    ]
+    if config.training.tensorboard:
+        callbacks.append(keras.callbacks.TensorBoard(run / "tensorboard" / name))
+    episodes = build_episodes(config, prepared)
+    learner.fit(episodes, epochs=config.training.epochs, callbacks=callbacks, verbose=verbose)
+    learner.load_weights(checkpoint.best_weights)
+    _write(run / f"{name}-history.json", json.dumps(checkpoint.history, indent=1))
+    _save(learner, finished)
+    return learner
+
+
+def evaluate(
+    config: Config,
+    run: Path,
+    prepared: Prepared,
+    learners: dict[str, MetaLearner],
+    *,
+    predictions: bool = False,
+    progress: Callable[[str, int], None] | None = None,
+) -> evaluation.ColdStartTable:
+    """The final table on test users, written into the run folder."""
+    judged = config.evaluation
+    table = evaluation.cold_start(
+        learners,
+        prepared.split.test,
+        train=prepared.split.train if judged.floors else None,
+        shots=judged.shots,
+        query=judged.query,
+        top_k=judged.top_k,
+        order=config.tasks.order,
+        predictions=run / "predictions.parquet" if predictions else None,
+        progress=progress,
+        seed=config.seed,
+    )
+    for name, frame in (("metrics", table.summary), ("users", table.per_user)):
+        partial = run / f"{name}.parquet.writing"
+        frame.write_parquet(partial)
+        os.replace(partial, run / f"{name}.parquet")
+    _write(run / "metrics.json", json.dumps({"notes": table.notes, "rows": table.summary.to_dicts()}, indent=1))
+    return table
+
+
+def export_learner(config: Config, run: Path, learner: MetaLearner, to: Path | None = None) -> export.Export:
+    """The next served version of the learner, under `to` or the run folder."""
+    return export.saved_model(learner, to or run / "export" / config.name, top_k=config.export.top_k)
+
+
+def start_run(config: Config, run: Path | None = None) -> Path:
+    """Makes the run folder, or checks that an existing one was made with the same configuration.
+
+    Raises:
+        ValueError: if the folder holds a run of another configuration.
+    """
+    run = run or Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if (run / "config.yaml").exists():
+        if (run / "config.yaml").read_text() != config.to_yaml():
+            raise ValueError(f"{run} holds a run with another configuration; take a new folder, or that run's own.")
+        return run
+    run.mkdir(parents=True, exist_ok=True)
+    _write(run / "environment.json", json.dumps(environment(config.seed), indent=1))
+    _write(run / "config.yaml", config.to_yaml())
+    return run
+
+
+def open_run(run: Path) -> Config:
+    """The configuration of an existing run.
+
+    Raises:
+        ValueError: if the folder is not a run.
+    """
+    if not (run / "config.yaml").exists():
+        raise ValueError(f"{run} is not a run folder: it has no config.yaml.")
+    return load(run / "config.yaml")
+
+
+def load_learner(path: Path) -> MetaLearner:
+    """A learner that a run has finished training.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    if not path.exists():
+        raise ValueError(f"{path.parent} has no finished {path.stem} yet; `tfmetarec train` with this run goes on.")
+    return keras.models.load_model(path)
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Seed, versions and machine, as every run and benchmark records them."""
+    versions = {"python": platform.python_version(), **{name: installed_version(name) for name in PACKAGES}}
+    machine = {"system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count()}
+    return {"seed": seed, "versions": versions, "machine": machine}
+
+
+def find(package: str, name: str) -> Any:
+    """The model class of `tfmetarec/PACKAGE/NAME.py`: a new file is found because it exists.
+
+    Raises:
+        ValueError: naming the files there are.
+    """
+    found = _model_in(package, name) if name in _files(package) else None
+    if found is None:
+        known = [file for file in _files(package) if _model_in(package, file) is not None]
+        nearest = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"There are: {', '.join(known)}."
+        raise ValueError(f"nothing in `{package}` is called {name!r}; {hint}")
+    return found
+
+
+def _files(package: str) -> list[str]:
+    return sorted(path.stem for path in (Path(__file__).parent / package).glob("[a-z]*.py"))
+
+
+def _model_in(package: str, name: str) -> Any:
+    """The Keras model that a file defines, unless it is the base class of others."""
+    module = importlib.import_module(f"tfmetarec.{package}.{name}")
+    for value in vars(module).values():
+        own = isinstance(value, type) and value.__module__ == module.__name__ and issubclass(value, keras.Model)
+        if own and not value.__subclasses__():
+            return value
+    return None
+
+
+def _save(learner: MetaLearner, path: Path) -> None:
+    partial = path.with_name(f"writing-{path.name}")
+    learner.save(partial)
+    os.replace(partial, path)
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.writing")
+    partial.write_text(text)
+    os.replace(partial, path)
