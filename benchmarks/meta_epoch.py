@@ -9,21 +9,26 @@ which is busy for a while slows both sides of a ratio.
 import multiprocessing
 import resource
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from rich.console import Console
 from rich.progress import track
 
 import tfmetarec as tmr
 from benchmarks import report
+from tfmetarec.data import DataError, Interactions, Vocabulary
 from tfmetarec.meta.fast_weights import Weights
 from tfmetarec.meta.learner import EncodedNegatives, TaskRows
+from tfmetarec.tasks import Episode, Episodes, Support
 
 NAME = "meta_epoch"
 PLAIN, LOOP = "plain", "MAML, loop over tasks"
@@ -48,11 +53,11 @@ class PlainTraining(keras.Model):
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self.built = True
 
-    def episode_loss(self, episode: tmr.tasks.Episode, training: bool) -> tf.Tensor:
+    def episode_loss(self, episode: Episode, training: bool) -> tf.Tensor:
         support = self._rows_loss(episode.support, episode.support_negatives, training)
         return 0.5 * (support + self._rows_loss(episode.query, episode.query_negatives, training))
 
-    def train_step(self, episode: tmr.tasks.Episode) -> dict[str, Any]:
+    def train_step(self, episode: Episode) -> dict[str, Any]:
         with tf.GradientTape() as tape:
             loss = self.episode_loss(episode, training=True)
         gradients = tape.gradient(loss, [variable.value for variable in self.trainable_variables])
@@ -60,7 +65,7 @@ class PlainTraining(keras.Model):
         self.loss_tracker.update_state(loss)
         return self.get_metrics_result()
 
-    def _rows_loss(self, rows: tmr.tasks.Support, negatives: tmr.tasks.Negatives, training: bool) -> tf.Tensor:
+    def _rows_loss(self, rows: Support, negatives: Any, training: bool) -> tf.Tensor:
         query = self.model.head(self.model.encode_user(rows.user, training=training))  # (T, D + 2)
         item = self.model.encode_item(rows.item, training=training)  # (T, R, D + 2)
         negative = self.model.encode_item(negatives.item, training=training)  # (P, D + 2)
@@ -103,24 +108,24 @@ class StepTimer(keras.callbacks.Callback):
         self.seconds.append(time.perf_counter() - self._start)
 
 
-def purchases(data: Path | None) -> tmr.data.Interactions:
+def purchases(data: Path | None) -> Interactions:
     """Complete Journey, or implicit feedback that `Interactions.to_parquet` wrote to the folder `data`."""
     if data is None:
         return tmr.data.load("completejourney")
-    interactions = tmr.data.Interactions.from_parquet(data)
+    interactions = Interactions.from_parquet(data)
     if interactions.schema.feedback != "implicit":
-        raise tmr.data.DataError(f"`--data` must hold implicit feedback. Received: {interactions!r}")
+        raise DataError(f"`--data` must hold implicit feedback. Received: {interactions!r}")
     return interactions
 
 
-def purchase_episodes(interactions: tmr.data.Interactions, seed: int) -> tmr.tasks.Episodes:
+def purchase_episodes(interactions: Interactions, seed: int) -> Episodes:
     """Episodes of the warm users, with a vocabulary of the items that enough of them met."""
     train = tmr.data.cold_users(interactions, seed=seed).train
-    vocabulary = tmr.data.Vocabulary.fit(train, min_item_users=MIN_ITEM_USERS)
+    vocabulary = Vocabulary.fit(train, min_item_users=MIN_ITEM_USERS)
     return tmr.tasks.user_episodes(train, vocabulary, seed=seed, **EPISODES)
 
 
-def trainer(name: str, vocabulary: tmr.data.Vocabulary, seed: int, **inner: Any) -> keras.Model:
+def trainer(name: str, vocabulary: Vocabulary, seed: int, **inner: Any) -> keras.Model:
     """A compiled learner or yardstick with a model of its own; `inner` replaces some of `INNER`."""
     model = tmr.models.TwoTower(vocabulary, seed=seed, **MODEL)
     optimizer = keras.optimizers.AdamW(**OPTIMIZER)
@@ -140,7 +145,7 @@ def train(learner: keras.Model, batches: tf.data.Dataset) -> list[float]:
     return timer.seconds
 
 
-def in_memory(episodes: tmr.tasks.Episodes, batches: int) -> tf.data.Dataset:
+def in_memory(episodes: Episodes, batches: int) -> tf.data.Dataset:
     """The first batches, drawn now and kept: what is trained on them does not wait for the pipeline."""
     kept = episodes.dataset(0, batches).cache()
     for _ in kept:
@@ -148,90 +153,104 @@ def in_memory(episodes: tmr.tasks.Episodes, batches: int) -> tf.data.Dataset:
     return kept
 
 
-def measure(interactions: tmr.data.Interactions, seed: int, *, turns: int, steps: int, console: Console) -> report.Rows:
+def measure(
+    episodes: Episodes, names: Sequence[str], seed: int, *, turns: int, steps: int, console: Console
+) -> report.Rows:
     """One row per learner and yardstick: its step in milliseconds and its ratio to the plain step.
 
     Args:
-        interactions: implicit feedback.
-        seed: of the split, the episodes and the models.
-        turns: int. How often each of them trains, one after the other.
-        steps: int. Steps of a turn; the loop over tasks takes one.
+        episodes: of implicit feedback.
+        names: of learners and yardsticks; `PLAIN` is among them.
+        seed: of the models.
+        turns: int, at least 1. How often each of them trains, one after the other.
+        steps: int, at least 1. Steps of a turn; the loop over tasks takes one.
         console: where progress is shown.
     """
-    episodes = purchase_episodes(interactions, seed)
     kept = in_memory(episodes, turns * steps)
-    epoch = episodes.dataset(0, len(episodes) if steps > 2 else steps)
-    names = (PLAIN, *LEARNERS, LOOP)
     learners = {name: trainer(name, episodes.vocabulary, seed) for name in names}
-    first = {name: train(learners[name], kept.take(1 if name == LOOP else 3))[0] for name in names}
+    first_s = {
+        name: train(learner, kept.take(1 if name == LOOP else 3))[0]
+        for name, learner in track(learners.items(), "compiling", console=console, transient=True)
+    }
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in track(range(turns), "turns", console=console, transient=True):
-        for name in names:
-            here = kept.skip(turn * steps).take(1 if name == LOOP else steps)
-            seconds[name].append(median(train(learners[name], here)))
+        for name, learner in learners.items():
+            batches = kept.skip(turn * steps).take(1 if name == LOOP else steps)
+            seconds[name].append(median(train(learner, batches)))
     rows = []
-    for name in names:
+    for name, learner in learners.items():
         step_s = median(seconds[name])
         ratios = [own / plain for own, plain in zip(seconds[name], seconds[PLAIN], strict=True)]
         row: dict[str, Any] = {"learner": name, "step_ms": step_s * 1e3, "ratio_to_plain": median(ratios)}
         row |= {"lowest_ratio": min(ratios), "highest_ratio": max(ratios)}
         row["tasks_per_s"] = episodes.tasks_per_batch / step_s
-        # Tracing and the first run of the graph; nothing is traced in the eager loop.
-        row["compile_s"] = None if name == LOOP else first[name] - step_s
-        row["epoch_s"] = None if name == LOOP else sum(_timed(learners[name], epoch))
+        # The first step traces the graph and optimises it. The loop runs op by op: nothing is compiled.
+        row["compile_s"] = None if name == LOOP else first_s[name] - step_s
+        row["epoch_s"] = None if name == LOOP else _epoch_s(learner, episodes)
         rows.append(row)
     return rows
 
 
-def _timed(learner: keras.Model, batches: tf.data.Dataset) -> list[float]:
+def _epoch_s(learner: keras.Model, episodes: Episodes) -> float:
+    """One epoch as a user runs it: the episodes are drawn while the learner trains."""
     start = time.perf_counter()
-    train(learner, batches)
-    return [time.perf_counter() - start]
+    train(learner, episodes.dataset(batches=len(episodes)))
+    return time.perf_counter() - start
 
 
-def peak_growth_mb(name: str, data: Path | None, seed: int, steps: int) -> float:
-    """By how much compiling and training raise this process's peak memory; call it in a fresh process."""
-    episodes = purchase_episodes(purchases(data), seed)
-    kept, learner = in_memory(episodes, steps), trainer(name, episodes.vocabulary, seed)
+def peak_growth_mb(name: str, episodes: Episodes, seed: int, steps: int) -> float:
+    """By how much compiling and training raise the peak memory of a process, in megabytes.
+
+    The peak never falls, and reading the data would raise it first: so a fresh process gets no more than the
+    batches and the vocabulary.
+    """
+    batches = [tf.nest.map_structure(np.asarray, batch) for batch in episodes.dataset(0, steps)]
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, mp_context=spawn) as fresh:
+        episodes.vocabulary.save(folder)
+        return fresh.submit(_own_peak_growth_mb, name, folder, batches, seed).result()
+
+
+def _own_peak_growth_mb(name: str, folder: str, batches: list[Episode], seed: int) -> float:
+    learner = trainer(name, Vocabulary.load(folder), seed)
     learner.optimizer.build(learner.trainable_variables)  # Its slots are the model's size, not the method's.
+    stacked = tf.nest.map_structure(lambda *arrays: np.stack(arrays), *batches)
+    kept = tf.data.Dataset.from_tensor_slices(stacked)
     before = _peak_mb()
     train(learner, kept)
     return _peak_mb() - before
 
 
 def _peak_mb() -> float:
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux kilobytes.
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux's `ru_maxrss` begins with that of the process which started this one.
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 2**10
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = report.read_options(NAME, "Speed and memory of a meta-training step.", arguments)
-    console = Console()
+    console = report.console()
     interactions = purchases(options.data)
-    turns, steps = (2, 2) if options.quick else (9, 6)
+    learners = ("MAML", "Reptile") if options.quick else LEARNERS
+    turns, steps, memory_steps = (2, 2, 2) if options.quick else (9, 6, 10)
     runs = []
     for seed in range(options.seeds):
-        console.print(f"seed {seed}: training {len(LEARNERS)} learners and two yardsticks on {interactions.name}")
-        runs.append(measure(interactions, seed, turns=turns, steps=steps, console=console))
+        console.print(f"seed {seed}: {', '.join(learners)} and two yardsticks on {interactions.name}")
+        episodes = purchase_episodes(interactions, seed)
+        names = (PLAIN, *learners, LOOP)
+        runs.append(measure(episodes, names, seed, turns=turns, steps=steps, console=console))
     rows = [_merged(list(same)) for same in zip(*runs, strict=True)]
+    for row in track(rows, "peak memory", console=console, transient=True):
+        skipped = options.quick and row["learner"] != "MAML"
+        row["peak_growth_mb"] = None if skipped else peak_growth_mb(row["learner"], episodes, seed, memory_steps)
 
-    # The peak never falls, so each of them needs a process of its own.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as fresh:
-        for row in track(rows, "peak memory", console=console, transient=True):
-            measured = not options.quick or row["learner"] == "MAML"
-            job = fresh.submit(peak_growth_mb, row["learner"], options.data, 0, 2 if options.quick else 10)
-            row["peak_growth_mb"] = job.result() if measured else None
-
-    by_name = {row["learner"]: row for row in rows}
+    maml, loop = (next(row for row in rows if row["learner"] == name) for name in ("MAML", LOOP))
     targets = [
-        report.Target("a MAML step over a plain step", by_name["MAML"]["ratio_to_plain"], "at most", 3.0),
-        report.Target(
-            "a step of MAML in a loop over one of MAML",
-            by_name[LOOP]["step_ms"] / by_name["MAML"]["step_ms"],
-            "at least",
-            15.0,
-        ),
+        report.Target("a MAML step over a plain step", maml["ratio_to_plain"], "at most", 3.0),
+        report.Target("the loop over tasks over MAML", loop["step_ms"] / maml["step_ms"], "at least", 15.0),
     ]
     config = {
         "data": interactions.name,
@@ -243,9 +262,8 @@ def main(arguments: list[str] | None = None) -> int:
         "turns": turns,
         "steps_per_turn": steps,
     }
-    return report.finish(
-        options, config=config, figures={"one meta-training step": rows}, targets=targets, console=console
-    )
+    figures = {"one meta-training step": rows}
+    return report.finish(options, config=config, figures=figures, targets=targets, console=console)
 
 
 def _merged(same: report.Rows) -> dict[str, Any]:
@@ -259,4 +277,4 @@ def _merged(same: report.Rows) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    report.run(main)

@@ -5,14 +5,17 @@ import json
 import math
 import os
 import platform
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from rich.console import Console
 from rich.table import Table
+
+from tfmetarec.data import DataError
 
 RESULTS = Path(__file__).with_name("results")
 PACKAGES = ("tfmetarec", "tensorflow", "keras", "numpy")
@@ -87,13 +90,27 @@ def read_options(name: str, description: str, arguments: Sequence[str] | None = 
     return Options(name, given.quick, given.seeds or (1 if given.quick else seeds), given.data, out)
 
 
+def run(main: Callable[[], int]) -> NoReturn:
+    """Ends the process with the status of `main`, or with 2 and one sentence where the data cannot be used."""
+    try:
+        sys.exit(main())
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def console() -> Console:
+    """Where a benchmark shows its progress and its tables; wide enough for them when it is not a terminal."""
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
 def finish(
     options: Options,
     *,
     config: dict[str, Any],
     figures: dict[str, Rows],
     targets: Sequence[Target],
-    console: Console | None = None,
+    console: Console,
 ) -> int:
     """Writes the JSON file, prints a table for each of `figures`, says which targets are missed.
 
@@ -107,7 +124,6 @@ def finish(
     Returns:
         The exit status: 1 if a full run misses a target, else 0.
     """
-    console = console or Console()
     missed = [target for target in targets if not target.met]
     result = {
         "benchmark": options.name,
@@ -152,7 +168,7 @@ def _table(title: str, rows: Rows) -> Table:
     table = Table(title=title, title_justify="left")
     for name in rows[0]:
         numeric = any(isinstance(row[name], int | float) for row in rows)
-        table.add_column(name.replace("_", " "), justify="right" if numeric else "left")
+        table.add_column(name.replace("_", " "), justify="right" if numeric else "left", no_wrap=not numeric)
     for row in rows:
         table.add_row(*(_shown(value) for value in row.values()))
     return table

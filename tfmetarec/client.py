@@ -168,7 +168,8 @@ class Client:
         """Recommends to one user of a model that tfmetarec exported, from the interactions given here alone.
 
         Args:
-            items: raw ids of what the user met, oldest first; may be empty.
+            items: raw ids of what the user met, oldest first; may be empty. Where ids are numbers, their text
+                will do.
             labels: float for each, e.g. ratings. Defaults to 1, as implicit feedback has it.
             user: raw features of the user by name, such as `{"age": "25-34"}`. What is left out counts as
                 not known.
@@ -190,9 +191,13 @@ class Client:
         if unknown:
             raise ValueError(f"`user` must hold features of the model: {sorted(known)}. Received: {unknown}")
         # One padded row with length 0 stands for nobody: an empty list would lose its inner dimension.
-        nothing = "" if wanted["support"]["dtype"] == "DT_STRING" else 0
+        as_text = wanted["support"]["dtype"] == "DT_STRING"
+        try:
+            support = [item if as_text else int(item) for item in items]
+        except ValueError:
+            raise ValueError(f"`items` must hold whole numbers, as the model's ids are. Received: {items!r}") from None
         inputs: dict[str, Any] = {
-            "support": [list(items) or [nothing]],
+            "support": [support or ["" if as_text else 0]],
             "support_labels": [list(labels) or [0.0]],
             "support_length": [len(items)],
         }

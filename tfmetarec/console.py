@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import polars as pl
 from rich.table import Table
 
@@ -22,51 +21,65 @@ def split_table(split: Split, title: str) -> Table:
 
 
 def cold_start_table(found: ColdStartTable, metric: str | None = None, learners: Sequence[str] = ()) -> Table:
-    """Learners down, K across; the best of each column is bold, the half-width of its interval beside it.
+    """Learners down, K across, the best of each column in bold; the caption says how wide the intervals are.
 
     Args:
         found: what `cold_start` returned.
         metric: the headline one if `None`.
         learners: names of the learners, set apart from the floors.
     """
-    metric = found._metric(metric)
+    wide = found.pivot(metric)
+    metric = found.metric_name(metric)
     rows = found.summary.filter(pl.col("metric") == metric)
-    shots = rows["K"].unique(maintain_order=True).to_list()
-    users = rows["users"].max()
-    lower = metric in LOWER_IS_BETTER
-    table = Table(title=f"{metric} after K interactions ({users} users never seen)", title_justify="left")
+    half_width = float(((rows["high"] - rows["low"]) / 2).to_numpy().max())
+    table = Table(
+        title=f"{metric} after K interactions, {rows['users'][0]} users never seen",
+        caption=f"95 % intervals over users: at most ±{half_width:.4f}. Bold: best of the column.",
+        title_justify="left",
+        caption_justify="left",
+    )
     table.add_column("")
-    for k in shots:
-        table.add_column(f"K={k}", justify="right")
-    best = {k: rows.filter(pl.col("K") == k)["mean"] for k in shots}
-    names = rows["learner"].unique(maintain_order=True).to_list()
-    for name in names:
-        cells = []
-        for k in shots:
-            row = rows.filter((pl.col("learner") == name) & (pl.col("K") == k)).row(0, named=True)
-            text = f"{row['mean']:.4f}".replace("0.", ".", 1) + f" ±{(row['high'] - row['low']) / 2:.3f}".replace(
-                "0.", "."
-            )
-            winner = np.isclose(row["mean"], best[k].min() if lower else best[k].max())
-            cells.append(f"[bold]{text}[/bold]" if winner else text)
-        first_learner = name in learners and names.index(name) > 0 and names[names.index(name) - 1] not in learners
-        if first_learner:
-            table.add_section()
-        table.add_row(name, *cells)
+    best = {}
+    for k in wide.columns[1:]:
+        table.add_column(f"K={k}", justify="right", no_wrap=True)
+        best[k] = wide[k].min() if metric in LOWER_IS_BETTER else wide[k].max()
+    floors = [row for row in wide.iter_rows(named=True) if row["learner"] not in learners]
+    for row in floors:
+        table.add_row(row["learner"], *_cells(row, best))
+    if floors:
+        table.add_section()
+    for row in wide.filter(pl.col("learner").is_in(list(learners))).iter_rows(named=True):
+        table.add_row(row["learner"], *_cells(row, best))
     return table
 
 
-def recommendation_table(title: str, columns: dict[str, list[tuple[str, float]]]) -> Table:
-    """Ranked lists of names and scores side by side."""
+def _cells(row: dict, best: dict) -> list[str]:
+    """Means with four digits and no leading zero, as they are usually printed."""
+    return [
+        f"[bold]{row[k]:.4f}[/bold]".replace("0.", ".", 1)
+        if row[k] == best[k]
+        else f"{row[k]:.4f}".replace("0.", ".", 1)
+        for k in best
+    ]
+
+
+def recommendation_table(title: str, columns: dict[str, list[tuple[str, float]]], width: int) -> Table:
+    """Ranked lists of names and scores side by side.
+
+    Args:
+        title: over the table.
+        columns: heading -> names and scores, best first.
+        width: of the terminal; names are cut to fit it.
+    """
     table = Table(title=title, title_justify="left")
-    table.add_column("", justify="right")
+    table.add_column("", justify="right", no_wrap=True)
+    name_width = max(12, (width - 6) // len(columns) - 12)
     for name in columns:
-        table.add_column(name, overflow="ellipsis", no_wrap=True)
-        table.add_column("score", justify="right")
+        table.add_column(name, overflow="ellipsis", no_wrap=True, max_width=name_width)
+        table.add_column("score", justify="right", no_wrap=True)
     for place in range(max(len(column) for column in columns.values())):
         cells: list[str] = [str(place + 1)]
         for column in columns.values():
-            name, score = column[place] if place < len(column) else ("", float("nan"))
-            cells += [name, f"{score:.2f}" if np.isfinite(score) else ""]
+            cells += [column[place][0], f"{column[place][1]:.2f}"] if place < len(column) else ["", ""]
         table.add_row(*cells)
     return table

@@ -171,8 +171,15 @@ def start_run(config: Config, run: Path | None = None) -> Path:
     """Makes the run folder, or checks that an existing one was made with the same configuration.
 
     Raises:
-        ValueError: if the folder holds a run of another configuration.
+        ValueError: if the folder holds a run of another configuration, or there is no such model or algorithm.
     """
+    for package, name in (
+        ("models", config.model.kind),
+        ("meta", config.meta.algorithm),
+        ("meta", config.meta.rival),
+    ):
+        if name is not None:
+            find(package, name)
     run = run or Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
     if (run / "config.yaml").exists():
         if (run / "config.yaml").read_text() != config.to_yaml():

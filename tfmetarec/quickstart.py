@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 from rich.console import Console
@@ -105,7 +106,8 @@ def _ask(
     for number, item in enumerate(items[: SHOWN + MORE]):
         console.print(f"  {'then' if number >= SHOWN else 'met '}  {names[item]}", highlight=False)
     answers: dict[str, dict[str, list[tuple[str, float]]]] = {}
-    for protocol, port in (("grpc", grpc_port), ("rest", rest_port)):
+    protocols: tuple[tuple[Literal["grpc", "rest"], int], ...] = (("grpc", grpc_port), ("rest", rest_port))
+    for protocol, port in protocols:
         with Client(f"127.0.0.1:{port}", protocol=protocol, model=config.name, timeout_s=30) as client:
             for count in (SHOWN, SHOWN + MORE):
                 found = client.recommend(items[:count], labels[:count], features)
@@ -113,7 +115,7 @@ def _ask(
                     (names[item], score) for item, score in found[:10]
                 ]
     for protocol, title in (("grpc", "Recommended, over gRPC"), ("rest", "Recommended, over REST")):
-        console.print(recommendation_table(title, answers[protocol]))
+        console.print(recommendation_table(title, answers[protocol], console.width))
 
 
 def _a_cold_user(cold: experiment.data.Interactions, vocabulary: Vocabulary) -> tuple[object, pl.DataFrame]:

@@ -58,12 +58,12 @@ class ColdStartTable:
 
     def pivot(self, metric: str | None = None) -> pl.DataFrame:
         """Learners down, K across: the means of one metric (the headline one if `None`)."""
-        chosen = self.summary.filter(pl.col("metric") == self._metric(metric))
+        chosen = self.summary.filter(pl.col("metric") == self.metric_name(metric))
         return chosen.pivot(on="K", index="learner", values="mean", maintain_order=True)
 
     def compare(self, a: str, b: str, shots: int, metric: str | None = None, *, seed: int = 0) -> Difference:
         """Paired bootstrap over users between two learners at one K."""
-        metric = self._metric(metric)
+        metric = self.metric_name(metric)
 
         def values(learner: str) -> np.ndarray:
             chosen = self.per_user.filter((pl.col("learner") == learner) & (pl.col("K") == shots))
@@ -75,13 +75,14 @@ class ColdStartTable:
 
     def best_floor(self, shots: int, learners: Sequence[str], metric: str | None = None) -> str:
         """The best learner at one K that is not among `learners`."""
-        metric = self._metric(metric)
+        metric = self.metric_name(metric)
         chosen = self.summary.filter(
             (pl.col("metric") == metric) & (pl.col("K") == shots) & ~pl.col("learner").is_in(list(learners))
         )
         return chosen.sort("mean", descending=metric not in LOWER_IS_BETTER)["learner"][0]
 
-    def _metric(self, metric: str | None) -> str:
+    def metric_name(self, metric: str | None = None) -> str:
+        """The full name of a metric, or of the headline one."""
         names = self.summary["metric"].unique(maintain_order=True).to_list()
         if metric is None:
             return next(name for name in names if name.split("@")[0] == HEADLINE[self.feedback])
@@ -231,7 +232,7 @@ def _judge_ratings(
     figures = {
         "mae": metrics.mae(labels, clipped),
         "rmse": metrics.rmse(labels, clipped),
-        "ndcg@5": metrics.rating_ndcg_at_k(labels, predicted, None, min(5, labels.shape[1]), seed=seed),
+        "ndcg@5": metrics.rating_ndcg_at_k(labels, predicted, k=min(5, labels.shape[1]), seed=seed),
     }
     ids = table.items.ids
     rows = {

@@ -201,7 +201,7 @@ def rmse(labels: np.ndarray, predictions: np.ndarray, length: np.ndarray | None 
 
 
 def rating_ndcg_at_k(
-    labels: np.ndarray, scores: np.ndarray, length: np.ndarray | None = None, *, k: int = 5, seed: int = 0
+    labels: np.ndarray, scores: np.ndarray, length: np.ndarray | None = None, k: int = 5, *, seed: int = 0
 ) -> np.ndarray:
     """Normalised discounted cumulative gain of a user's own rows, with gains 2^label - 1.
 

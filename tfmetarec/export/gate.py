@@ -95,7 +95,7 @@ def _run_apart(folder: Path, cases: dict[str, Request]) -> dict[str, np.ndarray]
     with tempfile.TemporaryDirectory() as scratch:
         requests, answers = Path(scratch) / "requests.npz", Path(scratch) / "answers.npz"
         arrays = {f"{case}/{name}": value for case, request in cases.items() for name, value in request.items()}
-        np.savez(requests, **arrays)
+        np.savez(requests, **arrays)  # type: ignore[arg-type]
         script = Path(__file__).with_name("gate_process.py")
         command = [sys.executable, "-P", str(script), str(folder), str(requests), str(answers)]
         ran = subprocess.run(command, capture_output=True, text=True)

@@ -30,7 +30,7 @@ def main(saved_model: str, requests: str, answers: str) -> None:
             outputs = session.run({name: info.name for name, info in signature.outputs.items()}, feed)
             for name, value in outputs.items():
                 found[f"{case}/{name}"] = np.char.decode(value.astype(bytes), "utf-8") if value.dtype == object else value
-    np.savez(answers, **found)
+    np.savez(answers, **found)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -170,6 +170,7 @@ class ServedLearner:
         return EncodedNegatives(items, log_expected, learner.contrast_weight(rows, real))
 
     def _search(self, weights: list[tf.Tensor], user: Any, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        assert self.index is not None
         adaptable = self._learner._adaptable
         query = self._learner._query(weights, user)
         scores, ids = self.index(query, k=count)

@@ -63,10 +63,13 @@ class Checkpoint(keras.callbacks.Callback):
         state = self.folder / "state.json"
         if not state.exists():
             return 0
-        self.history = json.loads(state.read_text())["history"]
+        saved = json.loads(state.read_text())
+        self.history = saved["history"]
         if not learner.optimizer.built:
             learner.optimizer.build(learner.trainable_variables)
         learner.load_weights(self.folder / f"epoch-{len(self.history) - 1}.weights.h5")
+        for variable, value in zip(_random_states(learner), saved["random_states"], strict=True):
+            variable.assign(value)
         return len(self.history)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
@@ -82,7 +85,8 @@ class Checkpoint(keras.callbacks.Callback):
         self.history = [*self.history[:epoch], figures]
         # The state names the epoch, so until it is replaced a restart uses the previous weights.
         partial = self.folder / "state.json.writing"
-        partial.write_text(json.dumps({"history": self.history}, indent=1))
+        random_states = [variable.numpy().tolist() for variable in _random_states(self.model)]
+        partial.write_text(json.dumps({"history": self.history, "random_states": random_states}, indent=1))
         os.replace(partial, self.folder / "state.json")
         for path in self.folder.glob("epoch-*.weights.h5"):
             if path.name not in (f"epoch-{epoch}.weights.h5", self.best_weights.name):
@@ -101,3 +105,8 @@ class Checkpoint(keras.callbacks.Callback):
         """Removes the checkpoint, so that the next `fit` starts anew."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.history = []
+
+
+def _random_states(learner: keras.Model) -> list[keras.Variable]:
+    """The states of dropout and its like, which a weights file does not hold."""
+    return [variable for variable in learner.variables if variable.path.endswith("seed_generator_state")]

@@ -291,8 +291,9 @@ class MetaLearner(keras.Model):
             user = tf.nest.map_structure(lambda t: t[:, None], user)
         if is_shared(support.item):
             item = tf.nest.map_structure(lambda t: t[:, None], item)
-        weight = tf.cast(tf.range(tf.shape(support.label)[1]) < support.length[:, None], tf.float32)
-        return TaskRows(user, item, tf.where(weight > 0, support.label, 0.0), weight)
+        label = tf.cast(support.label, keras.config.floatx())  # Ratings may well come as whole numbers.
+        weight = tf.cast(tf.range(tf.shape(label)[1]) < support.length[:, None], label.dtype)
+        return TaskRows(user, item, tf.where(weight > 0, label, 0.0), weight)
 
     # -- implicit feedback: what the support is contrasted with ------------------------------------------------
 

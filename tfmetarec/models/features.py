@@ -54,7 +54,8 @@ class ListPooling(keras.layers.Layer):
     """
 
     def call(self, vectors: Any, length: Any) -> Any:
-        real = ops.cast(ops.arange(ops.shape(vectors)[-2]) < length[..., None], vectors.dtype)  # (..., L)
+        length = ops.cast(length, "int32")
+        real = ops.cast(ops.arange(ops.shape(vectors)[-2], dtype="int32") < length[..., None], vectors.dtype)  # (..., L)
         count = ops.maximum(ops.cast(length, vectors.dtype), 1)
         return ops.sum(vectors * real[..., None], axis=-2) / count[..., None]
 

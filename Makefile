@@ -1,0 +1,48 @@
+# `make quickstart` and `make test` set everything up by themselves; `make help` lists the rest.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Real data sets for the tests that want them; those tests skip, saying so, where there are none.
+export TFMETAREC_TEST_DATA ?= $(wildcard $(CURDIR)/../shared/data)
+
+.PHONY: help quickstart test test-slow lint format lock benchmarks clean
+
+help: ## List what can be made
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): requirements/lock.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+		echo "Python 3.11 is needed. Found: $$($(PYTHON) --version 2>&1). Set PYTHON=/path/to/python3.11."; exit 1; }
+	@echo "Setting up .venv (once, about two minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/lock.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+quickstart: $(STAMP) ## Real purchases to a served recommendation, with everything in between
+	@$(BIN)/tfmetarec quickstart
+
+test: $(STAMP) lint ## Every check that CI runs
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP) ## The long tests too
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## Reformat the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: ## Renew requirements/lock.txt from pyproject.toml (needs uv)
+	uv pip compile pyproject.toml requirements/build.in --all-extras --python-version 3.11 \
+		--generate-hashes --no-header --no-annotate --upgrade -o requirements/lock.txt
+
+benchmarks: $(STAMP) ## Run every benchmark in full
+	for name in input_pipeline meta_epoch; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+clean: ## Remove the environment and caches
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

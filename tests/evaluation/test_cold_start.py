@@ -1,0 +1,144 @@
+"""The cold-start table, against numbers worked out by hand and recomputed from the written predictions."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+import tfmetarec as tmr
+from tfmetarec.data import Interactions, Vocabulary
+from tfmetarec.evaluation import cold_start, fitted_floors
+
+
+class Oracle:
+    """Recommends what it was told to, and remembers what it was shown."""
+
+    def __init__(self, scores: np.ndarray):
+        self.scores, self.lengths, self.supports = scores, [], []
+
+    def adapt(self, support: Any) -> int:
+        self.lengths.append(np.asarray(support.length))
+        self.supports.append(np.asarray(support.item["item_id"]))
+        return len(support.length)
+
+    def score(self, state: int, item: Any) -> np.ndarray:
+        rows = np.asarray(item["item_id"])
+        return self.scores[np.broadcast_to(rows, (state, rows.shape[-1]))]
+
+
+def shop() -> Interactions:
+    """Two users who each met items 1..6 of 8, in that order and in reverse; two others met 7 and 8."""
+    rows = [
+        (user, item, time)
+        for user, items in ((1, range(1, 7)), (2, range(6, 0, -1)))
+        for time, item in enumerate(items)
+    ]
+    rows += [(user, item, 0) for user in (3, 4) for item in (7, 8)]
+    table = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    return Interactions.from_frames(table, feedback="implicit")
+
+
+def test_the_support_comes_first_in_time_and_the_query_is_the_same_for_every_k() -> None:
+    data = shop()
+    vocabulary = Vocabulary.fit(data)
+    oracle = Oracle(np.array([0, 1, 2, 3, 4, 9, 8, 7, 6], float))  # By row: 5 first, then 6, 7, 8, 4, ...
+    table = cold_start({"oracle": oracle}, data, vocabulary=vocabulary, shots=(0, 2, 4), query=2, top_k=2)
+    # User 1 is judged on items 5 and 6 whatever K: both are recommended. User 2 on items 2 and 1: neither is.
+    assert table.per_user.filter(pl.col("user_id") == 1)["recall@2"].to_list() == [1.0, 1.0, 1.0]
+    assert table.per_user.filter(pl.col("user_id") == 2)["recall@2"].to_list() == [0.0, 0.0, 0.0]
+    assert [lengths.tolist() for lengths in oracle.lengths] == [[0, 0], [2, 2], [4, 4]]
+    assert oracle.supports[1].tolist() == [[1, 2], [6, 5]]
+    assert table.summary.filter((pl.col("metric") == "recall@2") & (pl.col("K") == 2))["mean"].item() == 0.5
+
+
+def test_what_is_in_the_support_is_not_recommended_again() -> None:
+    data = shop()
+    vocabulary = Vocabulary.fit(data)
+    liked_by_user_2 = Oracle(np.array([0, 5, 4, 0, 0, 8, 9, 0, 0], float))  # 6, 5, then 1, 2.
+    table = cold_start({"oracle": liked_by_user_2}, data, vocabulary=vocabulary, shots=(2,), query=4, top_k=2)
+    # User 2's support is 6 and 5, so 1 and 2 are left: both among its four query items 4, 3, 2, 1.
+    assert table.per_user.filter(pl.col("user_id") == 2)["recall@2"].item() == 0.5
+
+
+def test_users_with_too_few_interactions_are_counted() -> None:
+    data = shop()
+    table = cold_start({"oracle": Oracle(np.zeros(9))}, data, vocabulary=Vocabulary.fit(data), shots=(4,), query=2)
+    assert table.notes == ("2 users with fewer than 6 interactions were left out",)
+    assert table.per_user["user_id"].to_list() == [1, 2]
+
+
+def test_the_written_predictions_give_the_metrics_again(tmp_path: Any) -> None:
+    data = tmr.data.load("synthetic", n_users=60, seed=1)
+    split = tmr.data.cold_users(data, seed=0)
+    vocabulary = Vocabulary.fit(split.train)
+    path = tmp_path / "deep" / "predictions.parquet"
+    floors = fitted_floors(split.train, vocabulary)
+    table = cold_start(floors, split.test, vocabulary=vocabulary, shots=(0, 5), query=5, top_k=10, predictions=path)
+    written = pl.read_parquet(path).sort("learner", "K", "user_id")
+    again = [len(set(row["item_id"]) & set(row["relevant"])) / 5 for row in written.iter_rows(named=True)]
+    assert again == table.per_user.sort("learner", "K", "user_id")["recall@10"].to_list()
+    assert list(tmp_path.rglob("*.writing")) == []
+
+
+def test_ratings_are_clipped_to_the_range_of_training_and_compared_with_the_labels() -> None:
+    table = pl.DataFrame({"user_id": [1, 1, 1, 2, 2, 2], "item_id": [1, 2, 3, 1, 2, 3], "label": [1, 5, 3, 2, 4, 5]})
+    data = Interactions.from_frames(table, feedback="explicit")
+    always_nine = Oracle(np.full(4, 9.0))
+    found = cold_start({"nine": always_nine}, data, vocabulary=Vocabulary.fit(data), shots=(0,), query=3)
+    means = dict(found.summary.select("metric", "mean").iter_rows())
+    assert means["mae"] == pytest.approx(((4 + 0 + 2) / 3 + (3 + 1 + 0) / 3) / 2)
+    assert means["rmse"] == pytest.approx((np.sqrt((16 + 0 + 4) / 3) + np.sqrt((9 + 1) / 3)) / 2)
+
+
+def test_equal_seeds_give_equal_tables_and_a_random_order_depends_on_the_seed() -> None:
+    data = tmr.data.load("synthetic", n_users=40, feedback="explicit", seed=0)
+    split = tmr.data.cold_users(data, seed=0)
+    vocabulary = Vocabulary.fit(split.train)
+
+    def run(seed: int) -> pl.DataFrame:
+        options = {"shots": (3,), "query": 5, "order": "random", "train": split.train}
+        return cold_start({}, split.test, vocabulary=vocabulary, seed=seed, **options).per_user
+
+    assert run(0).equals(run(0))
+    assert not run(0).equals(run(1))
+
+
+def test_comparing_a_learner_with_itself_finds_nothing() -> None:
+    data = tmr.data.load("synthetic", n_users=60, seed=1)
+    split = tmr.data.cold_users(data, seed=0)
+    vocabulary = Vocabulary.fit(split.train)
+    table = cold_start({}, split.test, vocabulary=vocabulary, train=split.train, shots=(0, 5), query=5)
+    assert not table.compare("popularity", "popularity", 5).significant
+    # With five interactions the planted groups are plain to item-KNN and unknown to popularity.
+    assert table.compare("item-KNN", "popularity", 5).mean > 0
+    assert table.best_floor(5, ["popularity"]) != "popularity"
+    assert table.pivot().columns == ["learner", "0", "5"]
+    with pytest.raises(KeyError, match="no learner 'nobody' at K=5"):
+        table.compare("nobody", "popularity", 5)
+    with pytest.raises(ValueError, match=r"`metric` must be one of recall@20.*Received: metric='mae'"):
+        table.pivot("mae")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shots": ()}, r"`shots` must be one or more ints, at least 0. Received: shots=\(\)"),
+        ({"shots": (-1,)}, "`shots` must be one or more ints"),
+        ({"query": 0}, "`query` must be at least 1. Received: query=0"),
+        ({"top_k": 0}, "`top_k` must be at least 1. Received: top_k=0"),
+        ({"order": "backwards"}, "`order` must be 'time' or 'random'. Received: order='backwards'"),
+        ({"query": 500}, "no user has `min_interactions` interactions"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict, message: str) -> None:
+    data = shop()
+    with pytest.raises(ValueError, match=message):
+        cold_start(
+            {"o": Oracle(np.zeros(9))}, data, vocabulary=Vocabulary.fit(data), **{"shots": (1,), "query": 1, **options}
+        )
+
+
+def test_without_a_vocabulary_it_says_so() -> None:
+    with pytest.raises(ValueError, match="`vocabulary` must be given"):
+        cold_start({"o": Oracle(np.zeros(9))}, shop(), shots=(1,), query=1)

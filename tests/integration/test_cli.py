@@ -1,0 +1,182 @@
+"""The command line end to end, as real processes on a small planted data set."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+
+SMALL = {
+    "name": "small",
+    "data": {"source": "synthetic", "options": {"n_users": 120, "n_items": 80, "seed": 3}},
+    "vocabulary": {"min_item_users": 1},
+    "tasks": {"support": [0, 5], "query": 5, "negatives": 40},
+    "model": {"embedding_dim": 8, "dropout": 0.0, "id_dropout": 0.2},
+    "meta": {"inner_learning_rate": 1.0, "shrinkage": 2.0, "contrast": 40},
+    "training": {"epochs": 2, "learning_rate": 0.01},
+    "evaluation": {"shots": [0, 5], "query": 5, "top_k": 10},
+    "export": {"top_k": 5},
+}
+
+
+def tfmetarec(*arguments: str, cwd: Path, code: int = 0) -> str:
+    """Runs the command line and returns what it printed, both streams together."""
+    environment = {**os.environ, "COLUMNS": "150"}
+    ran = subprocess.run(
+        [sys.executable, "-m", "tfmetarec", *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    printed = ran.stdout + ran.stderr
+    assert ran.returncode == code, printed
+    return printed
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained, evaluated and exported run."""
+    work = tmp_path_factory.mktemp("work")
+    (work / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    trained = tfmetarec("train", "small.yaml", "--run", "run", "--set", "seed=1", cwd=work)
+    assert "Epoch 2/2" in trained
+    assert "tfmetarec evaluate run" in trained
+    return work / "run"
+
+
+def test_a_run_folder_holds_everything_needed_to_understand_it(run: Path) -> None:
+    assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 1
+    recorded = json.loads((run / "environment.json").read_text())
+    assert recorded["seed"] == 1
+    assert {"tfmetarec", "tensorflow", "keras", "python"} <= set(recorded["versions"])
+    history = json.loads((run / "learner-history.json").read_text())
+    assert [set(epoch) >= {"loss", "val_ndcg"} for epoch in history] == [True, True]
+    assert (run / "learner.keras").exists()
+    assert (run / "rival.keras").exists()
+    assert not [path for path in run.rglob("*") if "writing" in path.name]
+
+
+def test_training_a_finished_run_again_changes_nothing(run: Path) -> None:
+    before = (run / "learner.keras").read_bytes()
+    tfmetarec("train", "--run", "run", cwd=run.parent)
+    assert (run / "learner.keras").read_bytes() == before
+
+
+def test_a_run_is_not_continued_with_another_configuration(run: Path) -> None:
+    said = tfmetarec("train", "small.yaml", "--run", "run", "--set", "seed=2", cwd=run.parent, code=1)
+    assert "holds a run with another configuration" in said
+
+
+def test_evaluate_prints_the_table_and_writes_what_it_shows(run: Path) -> None:
+    printed = tfmetarec("evaluate", "run", "--predictions", cwd=run.parent)
+    for name in ("popularity", "item-KNN", "EASE", "iALS fold-in", "FineTuning", "MAML", "K=5"):
+        assert name in printed
+    rows = json.loads((run / "metrics.json").read_text())["rows"]
+    shown = next(r for r in rows if (r["learner"], r["K"], r["metric"]) == ("MAML", 5, "recall@10"))
+    assert f"{shown['mean']:.4f}".replace("0.", ".", 1) in printed
+    assert pl.read_parquet(run / "predictions.parquet").height == pl.read_parquet(run / "users.parquet").height
+
+
+@pytest.mark.serving
+def test_an_exported_run_is_served_and_recommends(run: Path, serving: Callable) -> None:
+    printed = tfmetarec("export", "run", cwd=run.parent)
+    version = run / "export" / "small" / "1"
+    assert "adapt_and_recommend" in printed
+    assert (version / "saved_model.pb").exists()
+    with serving(version.parent, "small", run / "server.log") as (grpc_port, rest_port):
+        model = ("--model", "small")
+        shown = ("--export", str(version), "--user", "segment=segment 1")
+        items = pl.read_parquet(version / "assets.extra" / "vocabulary" / "items.parquet")["item_id"].to_list()
+        chosen = [str(item) for item in items[:3]]
+        over_rest = tfmetarec("recommend", *chosen, *model, *shown, "--server", f"127.0.0.1:{rest_port}", cwd=run)
+        grpc = ("--protocol", "grpc", "--server", f"127.0.0.1:{grpc_port}")
+        over_grpc = tfmetarec("recommend", *chosen, *model, *shown, *grpc, cwd=run)
+        assert over_rest == over_grpc
+        assert over_rest.count("│") // 5 == 5  # Five rows of four columns.
+        nobody = tfmetarec("recommend", *model, "--server", f"127.0.0.1:{rest_port}", cwd=run)
+        assert nobody != over_rest
+        wrong = tfmetarec(
+            "recommend", "1", *model, "--user", "agee=3", "--server", f"127.0.0.1:{rest_port}", cwd=run, code=1
+        )
+        assert "`user` must hold features of the model: ['segment']. Received: ['agee']" in wrong
+
+
+def test_an_interrupted_training_says_how_to_go_on_and_ends_as_an_unbroken_one(run: Path, tmp_path: Path) -> None:
+    longer = {
+        **SMALL,
+        "seed": 1,
+        "training": {"epochs": 4, "learning_rate": 0.01},
+        "meta": {**SMALL["meta"], "rival": None},
+    }
+    (tmp_path / "longer.yaml").write_text(yaml.safe_dump(longer))
+    command = [sys.executable, "-m", "tfmetarec", "train", "longer.yaml", "--run", "broken"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    state = tmp_path / "broken" / "checkpoint" / "learner" / "state.json"
+    end = time.monotonic() + 120
+    while not state.exists() and time.monotonic() < end and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    if process.returncode != 0:  # It may have been faster than the signal; then there is nothing to say.
+        assert process.returncode == 130
+        assert "Continue with: tfmetarec train --run broken" in said
+        assert not (tmp_path / "broken" / "learner.keras").exists()
+    assert not list((tmp_path / "broken").rglob("*writing*"))
+    tfmetarec("train", "--run", "broken", cwd=tmp_path)
+    tfmetarec("train", "longer.yaml", "--run", "whole", cwd=tmp_path)
+    histories = [(tmp_path / name / "learner-history.json").read_text() for name in ("broken", "whole")]
+    assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "--set", "meta.inner_learning_rat=1"], 1, "did you mean `meta.inner_learning_rate`?"),
+        (["train", "nowhere.yaml"], 1, "cannot read nowhere.yaml: No such file or directory"),
+        (["train", "--set", "meta.algorithm=mamal"], 1, "did you mean 'maml'?"),
+        (["evaluate", "nowhere"], 1, "nowhere is not a run folder: it has no config.yaml."),
+        (["export", "nowhere"], 1, "nowhere is not a run folder"),
+        (["recommend", "1", "--server", "127.0.0.1:1"], 1, "UNAVAILABLE"),
+        (["recommend", "1", "--server", "nonsense"], 1, '`target` must be "host:port"'),
+        (["trian"], 2, "trian"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    if arguments[0] == "train" and arguments[1] == "--set":
+        arguments = [*arguments, "--set", "data.source=synthetic"]
+    said = tfmetarec(*arguments, cwd=tmp_path, code=code)
+    assert message in said
+    assert "Traceback" not in said
+    assert said.count("error:") == 1
+
+
+def test_datasets_lists_the_sources(tmp_path: Path) -> None:
+    printed = tfmetarec("datasets", cwd=tmp_path)
+    for name in ("completejourney", "files", "movielens", "synthetic"):
+        assert name in printed
+
+
+def test_help_does_not_wait_for_tensorflow(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.argv = ['tfmetarec', '--help']\n"
+        "from tfmetarec.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert 'tensorflow' not in sys.modules\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    for command in ("quickstart", "datasets", "train", "evaluate", "export", "serve", "recommend"):
+        assert command in ran.stdout
+
+
+def test_serve_takes_the_flags_of_tensorflow_serving(tmp_path: Path) -> None:
+    printed = tfmetarec("serve", "--help", cwd=tmp_path)
+    for flag in ("--port", "--rest_api_port", "--model_name", "--model_base_path", "--model_config_file"):
+        assert flag in printed
