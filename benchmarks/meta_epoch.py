@@ -4,8 +4,15 @@ Two yardsticks run in the same turns as the learners: `plain` is ordinary Keras 
 query rows of the same batches, and `MAML, loop over tasks` is MAML as it is often written, one task after the
 other under an eager `GradientTape`. Turns are interleaved and ratios taken within a turn, so that a machine
 which is busy for a while slows both sides of a ratio.
+
+The columns: `step_ms` is the median of the turns, each the median of its steps, on batches kept in memory;
+`ratio_to_plain` the median over turns, between `lowest_ratio` and `highest_ratio`; `compile_s` what the first step
+takes longer than the others; `epoch_s` one epoch through the input pipeline; `peak_growth_mb` by how much compiling
+and a few steps raise the peak memory of a process that has read the model and the batches. First-order MAML may
+cost less than a plain step: no outer gradient flows back to the support.
 """
 
+import logging
 import multiprocessing
 import resource
 import sys
@@ -233,6 +240,7 @@ def _peak_mb() -> float:
 def main(arguments: list[str] | None = None) -> int:
     options = report.read_options(NAME, "Speed and memory of a meta-training step.", arguments)
     console = report.console()
+    tf.get_logger().setLevel(logging.ERROR)  # It takes the first trace of each learner for retracing one function.
     interactions = purchases(options.data)
     learners = ("MAML", "Reptile") if options.quick else LEARNERS
     turns, steps, memory_steps = (2, 2, 2) if options.quick else (9, 6, 10)

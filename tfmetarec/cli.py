@@ -232,5 +232,5 @@ def _names(version: Path) -> dict[Any, str]:
     path = version / "assets.extra" / "vocabulary" / "items.parquet"
     if not path.exists():
         raise ValueError(f"{version} is not a version that tfmetarec exported: it has no {path.relative_to(version)}")
-    frame = pl.read_parquet(path, columns=["item_id", "name"])
-    return dict(zip(frame["item_id"].to_list(), frame["name"].to_list(), strict=True))
+    frame = pl.read_parquet(path, columns=["item_id", "shown as"])
+    return dict(zip(frame["item_id"].to_list(), frame["shown as"].to_list(), strict=True))

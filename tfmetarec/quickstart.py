@@ -17,6 +17,7 @@ from tfmetarec import experiment
 from tfmetarec.client import Client
 from tfmetarec.config import Config
 from tfmetarec.console import cold_start_table, recommendation_table, split_table
+from tfmetarec.data.interactions import Interactions
 from tfmetarec.data.vocabulary import Vocabulary
 
 SHOWN = 5  # Purchases the household has made before the first request.
@@ -86,7 +87,7 @@ def run(config: Config, run_folder: Path | None, console: Console) -> Path:
 
 def _ask(
     config: Config,
-    cold: experiment.data.Interactions,
+    cold: Interactions,
     vocabulary: Vocabulary,
     grpc_port: int,
     rest_port: int,
@@ -118,7 +119,7 @@ def _ask(
         console.print(recommendation_table(title, answers[protocol], console.width))
 
 
-def _a_cold_user(cold: experiment.data.Interactions, vocabulary: Vocabulary) -> tuple[object, pl.DataFrame]:
+def _a_cold_user(cold: Interactions, vocabulary: Vocabulary) -> tuple[object, pl.DataFrame]:
     """The first test user with enough catalogue items, one with features if there is such."""
     known = pl.Series(vocabulary.item_ids[1:].tolist())
     table = cold.table.filter(pl.col("item_id").is_in(known.implode()))

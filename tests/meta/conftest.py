@@ -11,10 +11,12 @@ import tensorflow as tf
 @pytest.fixture
 def float64():
     """Models and learners made meanwhile compute in float64, where a difference shows what is exact."""
-    before = keras.config.floatx()
+    before = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     yield
-    keras.config.set_floatx(before)
+    keras.config.set_floatx(before[0])
+    keras.config.set_dtype_policy(before[1])
 
 
 def in_float64(episode):

@@ -46,9 +46,7 @@ def typed_ids(ids: pl.Series, where: str) -> pl.Series:
         ids = ids.cast(pl.String)
         _refuse(ids, ids == "", f"`{ids.name}` of {where} must not be an empty string")
         return ids
-    raise DataError(
-        f"`{ids.name}` of {where} must hold whole numbers or strings. Received the type {ids.dtype}"
-    )
+    raise DataError(f"`{ids.name}` of {where} must hold whole numbers or strings. Received the type {ids.dtype}")
 
 
 def typed_labels(labels: pl.Series) -> pl.Series:
@@ -58,9 +56,7 @@ def typed_labels(labels: pl.Series) -> pl.Series:
         DataError: if the column is not numeric, or a label is null, NaN or infinite.
     """
     if not (labels.dtype.is_numeric() or isinstance(labels.dtype, pl.Boolean)):
-        raise DataError(
-            f"`{labels.name}` must hold numbers. Received the type {labels.dtype}{_example(labels)}"
-        )
+        raise DataError(f"`{labels.name}` must hold numbers. Received the type {labels.dtype}{_example(labels)}")
     as_float = labels.cast(pl.Float32)
     _refuse(labels, ~as_float.is_finite().fill_null(False), f"`{labels.name}` must be a finite number")
     return as_float

@@ -117,14 +117,11 @@ def _load(mapping: str | os.PathLike | Mapping[str, Any]) -> tuple[Path, Mapping
     return path.parent, content
 
 
-def _check_keys(
-    section: Mapping[str, Any], known: tuple[str, ...], required: tuple[str, ...], where: str
-) -> None:
+def _check_keys(section: Mapping[str, Any], known: tuple[str, ...], required: tuple[str, ...], where: str) -> None:
     for key in section:
         if key not in known:
             raise DataError(
-                f"{where} must have no other keys than {', '.join(known)}{nearest_name(key, known)}. "
-                f"Received: {key!r}"
+                f"{where} must have no other keys than {', '.join(known)}{nearest_name(key, known)}. Received: {key!r}"
             )
     for key in required:
         if section.get(key) is None:
@@ -144,9 +141,7 @@ def _read_section(name: str, section: Mapping[str, Any], files: list[Path], file
     types: dict[str, Any] = {column: pl.Float64 for role, column in roles.items() if role == "label"}
     if file_format == "csv":
         types |= {column: pl.String for role, column in roles.items() if role != "label"}
-        types |= {
-            column: pl.Float64 if kind == "number" else pl.String for column, kind in (features or {}).items()
-        }
+        types |= {column: pl.Float64 if kind == "number" else pl.String for column, kind in (features or {}).items()}
     scan = _scanner(file_format, section.get("separator"), files, types)
 
     wanted: list[str] | None = None
@@ -158,8 +153,7 @@ def _read_section(name: str, section: Mapping[str, Any], files: list[Path], file
         frame = pl.concat(parts, how="vertical_relaxed")
     except pl.exceptions.PolarsError as error:
         raise DataError(
-            f"The files of `{name}` must have the same columns: {first_line(error)}. "
-            f"Received: {_shown(files)}"
+            f"The files of `{name}` must have the same columns: {first_line(error)}. Received: {_shown(files)}"
         ) from error
     if frame.is_empty():
         raise DataError(f"`{name}` must have rows. Received none in {_shown(files)}")
@@ -202,8 +196,7 @@ def _format_of(files: list[Path]) -> str:
     formats = {_FORMATS[file.suffix.lower()] for file in files}
     if len(formats) > 1:
         raise DataError(
-            f"`path` must match files of one format. Received: {' and '.join(sorted(formats))} "
-            f"in {_shown(files)}"
+            f"`path` must match files of one format. Received: {' and '.join(sorted(formats))} in {_shown(files)}"
         )
     return formats.pop()
 
@@ -250,9 +243,7 @@ def _read(
         raise DataError(f"{file} cannot be read: {first_line(error)}") from error
 
 
-def _with_one_id_type(
-    frames: Mapping[str, pl.DataFrame], untyped: set[str], column: str
-) -> dict[str, pl.DataFrame]:
+def _with_one_id_type(frames: Mapping[str, pl.DataFrame], untyped: set[str], column: str) -> dict[str, pl.DataFrame]:
     """Returns the frames that have `column`, where CSV ids have the type that the other files give them."""
     holders = {name: frame for name, frame in frames.items() if column in frame.columns}
     types = {name: frame[column].dtype for name, frame in holders.items() if name not in untyped}

@@ -208,8 +208,7 @@ class Interactions:
         """
         if isinstance(condition, pl.Series) and len(condition) != len(self):
             raise DataError(
-                f"`condition` must have one value for each of the {len(self):,} rows. "
-                f"Received {len(condition):,}"
+                f"`condition` must have one value for each of the {len(self):,} rows. Received {len(condition):,}"
             )
         try:
             rows = self.table.filter(condition)
@@ -298,9 +297,7 @@ class Interactions:
     def _times(self) -> tuple[datetime | None, datetime | None]:
         if "timestamp" not in self.table.columns:
             return None, None
-        first, last = self.table.select(first=pl.col("timestamp").min(), last=pl.col("timestamp").max()).row(
-            0
-        )
+        first, last = self.table.select(first=pl.col("timestamp").min(), last=pl.col("timestamp").max()).row(0)
         return datetime.fromtimestamp(first, UTC), datetime.fromtimestamp(last, UTC)
 
 
@@ -312,13 +309,10 @@ def _polars(frame: Any, argument: str) -> pl.DataFrame:
             frame = pl.from_pandas(frame)
         except Exception as error:  # pyarrow has an error class for each way to mix types in a column.
             raise DataError(
-                f"`{argument}` must hold one type per column, which this pandas table does not: "
-                f"{first_line(error)}"
+                f"`{argument}` must hold one type per column, which this pandas table does not: {first_line(error)}"
             ) from error
     if not isinstance(frame, pl.DataFrame):
-        raise DataError(
-            f"`{argument}` must be a polars or pandas DataFrame. Received the type {type(frame).__name__}"
-        )
+        raise DataError(f"`{argument}` must be a polars or pandas DataFrame. Received the type {type(frame).__name__}")
     if frame.is_empty():
         raise DataError(f"`{argument}` must have rows. Received a table with the columns {frame.columns}")
     return frame

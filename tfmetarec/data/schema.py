@@ -82,8 +82,7 @@ class Schema:
             ids = [feature.name for feature in features if feature.kind == "id"]
             if ids != [f"{side}_id"] or names[0] != f"{side}_id":
                 raise DataError(
-                    f"`{side}` must begin with {side}_id, its only feature of kind 'id'. "
-                    f"Received: {side}={features!r}"
+                    f"`{side}` must begin with {side}_id, its only feature of kind 'id'. Received: {side}={features!r}"
                 )
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:

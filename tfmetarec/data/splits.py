@@ -215,9 +215,7 @@ def by_time(interactions: Interactions, *, validation_share: float = 0.1, test_s
     return Split(_parts(interactions, rows), notes=tuple(notes))
 
 
-def by_domain(
-    interactions: Interactions, *, source: str, target: str, test_share: float = 0.2, seed: int = 0
-) -> Split:
+def by_domain(interactions: Interactions, *, source: str, target: str, test_share: float = 0.2, seed: int = 0) -> Split:
     """Holds out the target domain of users who are known in the source domain.
 
     `source` has all rows of the source domain, `test` the target rows of a share of the users that both
@@ -250,9 +248,7 @@ def by_domain(
     in_source, in_target = table["domain"] == source, table["domain"] == target
     shared = _shared(table, "user_id", in_source, in_target)
     if shared.is_empty():
-        raise DataError(
-            f"`source` and `target` must share users. Received none with both {source!r} and {target!r}"
-        )
+        raise DataError(f"`source` and `target` must share users. Received none with both {source!r} and {target!r}")
     (test,), _ = _draw(_generator(seed), shared, [test_share])
     is_test = table["user_id"].is_in(test.implode())
     notes = []
@@ -305,8 +301,7 @@ def published_states(interactions: Interactions, states: Any) -> Split:
     if states.select(pair).is_duplicated().any():
         user, item = states.filter(states.select(pair).is_duplicated()).sort(pair).select(pair).row(0)
         raise DataError(
-            "`states` must give each user and item one state. "
-            f"Received two for user {user!r} and item {item!r}"
+            f"`states` must give each user and item one state. Received two for user {user!r} and item {item!r}"
         )
     state = interactions.table.select(pair).join(states, on=pair, how="left", maintain_order="left")["state"]
     notes = []
@@ -331,9 +326,7 @@ def _cold(
 ) -> Split:
     _check_test_and_validation(test_share, validation_share)
     if min_interactions < 1:
-        raise DataError(
-            f"`min_interactions` must be at least 1. Received: min_interactions={min_interactions}"
-        )
+        raise DataError(f"`min_interactions` must be at least 1. Received: min_interactions={min_interactions}")
     ids = interactions.table[f"{side}_id"]
     shares = [test_share, validation_share]
     (test, validation), train = _draw(_generator(seed), ids, shares)

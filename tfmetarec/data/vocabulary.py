@@ -20,6 +20,7 @@ from tfmetarec.data.interactions import Interactions
 from tfmetarec.data.schema import Schema
 
 LISTS = ("category_list", "text")
+NAME, _POPULARITY = "shown as", "times met"  # Own columns of the items table; no feature is called so.
 MISSING = ""  # What an absent category or word looks like in raw form.
 _SEPARATORS = r"[^\p{L}\p{N}]+"  # Between words; RE2's syntax, which polars's regex engine shares.
 
@@ -87,8 +88,8 @@ class Vocabulary:
         # Object arrays of str: NumPy's fixed-width strings would cost the longest id for every row.
         ids = values["item"]["item_id"]
         self.item_ids = np.concatenate([np.asarray([placeholder], ids.dtype), ids])
-        self.popularity = np.concatenate([[0], items["popularity"].to_numpy()]).astype(np.int64)
-        self.item_names = ["?", *items["name"].to_list()]
+        self.popularity = np.concatenate([[0], items[_POPULARITY].to_numpy()]).astype(np.int64)
+        self.item_names = ["?", *items[NAME].to_list()]
         self.catalogue = self._catalogue()
 
     # -- building ----------------------------------------------------------------------------------------
@@ -126,24 +127,20 @@ class Vocabulary:
                 raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
         schema = interactions.schema
         _check_names(schema)
-        counts = interactions.table.group_by("item_id").agg(pl.col("user_id").n_unique().alias("popularity"))
-        kept = counts.filter(pl.col("popularity") >= min_item_users).sort("item_id")
+        counts = interactions.table.group_by("item_id").agg(pl.col("user_id").n_unique().alias(_POPULARITY))
+        kept = counts.filter(pl.col(_POPULARITY) >= min_item_users).sort("item_id")
         if kept.is_empty():
-            most = counts["popularity"].max()
+            most = int(counts[_POPULARITY].to_numpy().max())
             raise DataError(
                 f"`min_item_users` leaves no item: the most popular one was met by {most} users. "
                 f"Received: min_item_users={min_item_users}"
             )
-        items = kept.join(
-            _features_frame(interactions, "item"), on="item_id", how="left", maintain_order="left"
-        )
-        name = schema.item_name
+        items = kept.join(_features_frame(interactions, "item"), on="item_id", how="left", maintain_order="left")
+        shown = schema.item_name
         display = pl.col("item_id").cast(pl.String)
-        items = items.with_columns((pl.col(name).fill_null(display) if name else display).alias("name"))
+        items = items.with_columns((pl.col(shown).fill_null(display) if shown else display).alias(NAME))
         users = interactions.table.select("user_id").unique().sort("user_id")
-        users = users.join(
-            _features_frame(interactions, "user"), on="user_id", how="left", maintain_order="left"
-        )
+        users = users.join(_features_frame(interactions, "user"), on="user_id", how="left", maintain_order="left")
 
         values: dict[str, dict[str, Any]] = {"user": {}, "item": {}}
         moments: dict[str, list[float]] = {}
@@ -165,18 +162,16 @@ class Vocabulary:
                     moments[f"{side}.{spec.name}"] = known
                 elif known is not None:
                     values[side][spec.name] = known
-        popularity = items["popularity"].to_numpy() / max(users.height, 1)
+        popularity = items[_POPULARITY].to_numpy() / max(users.height, 1)
         specs["item"].append(FeatureSpec("item_popularity", "number", 1))
         moments["item.item_popularity"] = [0.0, 1.0]  # Already a logarithm, see `_catalogue`.
-        label = interactions.table["label"]
-        feature_specs = FeatureSpecs(
-            tuple(specs["user"]), tuple(specs["item"]), schema.feedback, float(label.mean() or 0.0)
-        )
+        label = interactions.table["label"].to_numpy()
+        feature_specs = FeatureSpecs(tuple(specs["user"]), tuple(specs["item"]), schema.feedback, float(label.mean()))
         meta = {
             "schema": schema.to_dict(),
             "specs": feature_specs.to_dict(),
             "moments": moments,
-            "label_range": [float(label.min() or 0.0), float(label.max() or 0.0)],
+            "label_range": [float(label.min()), float(label.max())],
             "unseen_popularity": float(np.log(0.5 / max(users.height, 1))),
             "users": users.height,
             "name": interactions.name,
@@ -406,12 +401,15 @@ def _fit_feature(
         # Without rows the raw id dtype is forgotten too: nothing of it reaches an export.
         return FeatureSpec(name, kind, 1 + (len(values) if values is not None else 0)), values
     if kind == "number":
-        finite = column.cast(pl.Float64).fill_nan(None).drop_nulls()
-        mean, deviation = (float(finite.mean() or 0.0), float(finite.std() or 0.0)) if len(finite) else (0.0, 0.0)
+        finite = column.cast(pl.Float64).fill_nan(None).drop_nulls().to_numpy()
+        mean = float(finite.mean()) if len(finite) else 0.0
+        deviation = float(finite.std(ddof=1)) if len(finite) > 1 else 0.0
         return FeatureSpec(name, kind, 1), [mean, deviation if deviation > 0 else 1.0]
     if kind == "vector":
-        widths = column.drop_nulls().list.len() if isinstance(column.dtype, pl.List) else None
-        width = int(widths.max() or 0) if widths is not None else int(getattr(column.dtype, "size", 0) or 0)
+        if isinstance(column.dtype, pl.List):
+            width = int(column.list.len().fill_null(0).to_numpy().max(initial=0))
+        else:
+            width = int(getattr(column.dtype, "size", 0))
         if width == 0:
             raise DataError(f"feature `{name}` is a vector and must hold lists of numbers. Received: {column.dtype}")
         return FeatureSpec(name, kind, width), None
@@ -422,7 +420,7 @@ def _fit_feature(
         lists = column.cast(pl.List(pl.String))
         known = lists.explode().drop_nulls()
         known = known.filter(known != MISSING).unique().sort()
-        length = int(lists.list.len().max() or 1)
+        length = int(lists.list.len().fill_null(0).to_numpy().max(initial=1))
         return FeatureSpec(name, kind, 1 + len(known), max(1, min(length, max_list_length))), _as_array(known)
     words = _words(column).explode().rename("word")
     counts = words.filter(words != MISSING).value_counts().sort(["count", "word"], descending=[True, False])

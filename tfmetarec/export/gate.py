@@ -114,9 +114,8 @@ def _compare(case: str, found: dict[str, Any], expected: dict[str, np.ndarray], 
         if got.shape[:1] != (batch,) or got.shape != value.shape:
             raise GateError(f"{case} answers {name!r} with shape {got.shape} where the live model has {value.shape}.")
         if value.dtype.kind == "f" and not np.allclose(got, value, rtol=TOLERANCE, atol=TOLERANCE):
-            raise GateError(
-                f"{case} answers {name!r} differently from the live model: up to {np.nanmax(np.abs(got - value)):.2g} apart."
-            )
+            apart = np.nanmax(np.abs(got - value))
+            raise GateError(f"{case} answers {name!r} differently from the live model: up to {apart:.2g} apart.")
     if "items" in expected:
         _compare_items(case, found, expected)
 

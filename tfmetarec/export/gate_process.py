@@ -29,7 +29,8 @@ def main(saved_model: str, requests: str, answers: str) -> None:
                 feed[info.name] = value.astype(object) if value.dtype.kind == "U" else value
             outputs = session.run({name: info.name for name, info in signature.outputs.items()}, feed)
             for name, value in outputs.items():
-                found[f"{case}/{name}"] = np.char.decode(value.astype(bytes), "utf-8") if value.dtype == object else value
+                is_text = value.dtype == object
+                found[f"{case}/{name}"] = np.char.decode(value.astype(bytes), "utf-8") if is_text else value
     np.savez(answers, **found)  # type: ignore[arg-type]
 
 

@@ -118,6 +118,7 @@ def _sync(path: Path) -> None:
 def _write_card(path: Path, learner: MetaLearner, served: ServedLearner) -> None:
     vocabulary = served.vocabulary
     settings = {name: value for name, value in learner.get_config().items() if name != "model"}
+    packages = ("tfmetarec", "tensorflow", "keras", "tensorflow-recommenders")
     card = {
         "learner": type(learner).__name__,
         "settings": settings,
@@ -130,9 +131,6 @@ def _write_card(path: Path, learner: MetaLearner, served: ServedLearner) -> None
         "top_k": served.top_k,
         "signatures": DESCRIPTIONS,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: installed_version(name) for name in ("tfmetarec", "tensorflow", "keras", "tensorflow-recommenders")},
-        },
+        "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in packages}},
     }
     path.write_text(json.dumps(card, indent=1))

@@ -141,10 +141,9 @@ class MetaLearner(keras.Model):
 
     def _adapt(self, support: Support, negatives: Negatives | None = None, training: bool = False) -> AdaptedState:
         task = self._task_rows(support, training)
-        if negatives is not None:
-            encoded = self._encode_negatives(negatives, training)
-        else:
-            encoded = self._contrast_negatives(support)
+        encoded = (
+            self._contrast_negatives(support) if negatives is None else self._encode_negatives(negatives, training)
+        )
         return AdaptedState(
             self.adapt_rows(task, encoded, training),
             task.user if is_shared(support.user) else None,
@@ -173,7 +172,8 @@ class MetaLearner(keras.Model):
         given = {"user": user, "item": item}
         sides = {"user": state.user, "item": state.item}
         encode = {"user": self._adaptable.encode_user, "item": self._adaptable.encode_item}
-        mapped, common = {}, {}
+        mapped: dict[str, Any] = {}
+        common: dict[str, Any] = {}
         for side, features in given.items():
             if features is None:
                 mapped[side] = sides[side]
@@ -278,8 +278,8 @@ class MetaLearner(keras.Model):
         negatives = _tensors(negatives)
         return EncodedNegatives(
             self._adaptable.encode_item(negatives.item, training=training),
-            negatives.log_expected,
-            negatives.weight,
+            tf.cast(negatives.log_expected, keras.config.floatx()),
+            tf.cast(negatives.weight, keras.config.floatx()),
         )
 
     def _task_rows(self, support: Support, training: bool) -> TaskRows:

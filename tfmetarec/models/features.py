@@ -55,7 +55,8 @@ class ListPooling(keras.layers.Layer):
 
     def call(self, vectors: Any, length: Any) -> Any:
         length = ops.cast(length, "int32")
-        real = ops.cast(ops.arange(ops.shape(vectors)[-2], dtype="int32") < length[..., None], vectors.dtype)  # (..., L)
+        place = ops.arange(ops.shape(vectors)[-2], dtype="int32")
+        real = ops.cast(place < length[..., None], vectors.dtype)  # (..., L)
         count = ops.maximum(ops.cast(length, vectors.dtype), 1)
         return ops.sum(vectors * real[..., None], axis=-2) / count[..., None]
 

@@ -23,7 +23,7 @@ class DecisionLayers(keras.layers.Layer):
         score_bias: float. Where the last bias starts, e.g. the mean rating.
         activation: "linear" or "sigmoid".
 
-    Call arguments: user `(1, user_width)` or `(R, user_width)`, item `(R, item_width)`. Returns `(R,)`.
+    Call arguments: user `(R, user_width)`, item `(R, item_width)`; either may be one row for all. Returns `(R,)`.
     """
 
     def __init__(
@@ -46,8 +46,11 @@ class DecisionLayers(keras.layers.Layer):
         self.built = True
 
     def call(self, user: Any, item: Any) -> Any:
+        if user.shape[0] == 1:
+            user = ops.broadcast_to(user, (ops.shape(item)[0], self.user_width))
+        elif item.shape[0] == 1:  # A task about an item has many users.
+            item = ops.broadcast_to(item, (ops.shape(user)[0], self.item_width))
         vector, bias = item[..., :-1], item[..., -1]
-        user = ops.broadcast_to(user, (ops.shape(item)[0], self.user_width))
         scores = self.tower(ops.concatenate([user, vector], axis=-1))[..., 0] + bias
         return keras.activations.get(self.activation)(scores)
 

@@ -50,10 +50,16 @@ class Episode(NamedTuple):
     """`T` tasks with everything one meta-training step needs.
 
     The inner and the outer loss have negatives of their own: judging a task on the very items that adapting
-    has just pushed down would reward memorising them. With explicit feedback there are none (empty dicts).
+    has just pushed down would reward memorising them.
+
+    Attributes:
+        support: what the tasks may adapt on.
+        query: what they are judged on.
+        support_negatives: `Negatives`, or an empty dict (which `tf.data` can carry, unlike `None`).
+        query_negatives: the same for the query.
     """
 
     support: Support
     query: Support
-    support_negatives: Negatives | dict
-    query_negatives: Negatives | dict
+    support_negatives: Any
+    query_negatives: Any

@@ -43,7 +43,5 @@ def load(name: str, **options: Any) -> Interactions:
     """
     names = [module.name for module in pkgutil.iter_modules(__path__)]
     if name not in names:
-        raise DataError(
-            f"`name` must be one of {', '.join(names)}{nearest_name(name, names)}. Received: name={name!r}"
-        )
+        raise DataError(f"`name` must be one of {', '.join(names)}{nearest_name(name, names)}. Received: name={name!r}")
     return importlib.import_module(f"{__name__}.{name}").load(**options)

@@ -80,8 +80,7 @@ def load(
             _download(folder, SITE)
     elif download:
         raise DataError(
-            f"`download` must be False where `folder` is given. Received: folder={str(folder)!r}, "
-            "download=True"
+            f"`download` must be False where `folder` is given. Received: folder={str(folder)!r}, download=True"
         )
     return _read_folder(Path(folder).expanduser())
 
@@ -95,9 +94,7 @@ def _read_folder(folder: Path) -> Interactions:
     }
     reader = next((readers[file] for file in readers if (folder / file).is_file()), None)
     if reader is None:
-        raise DataError(
-            f"`folder` must have one of the files {', '.join(readers)}. Received: folder={str(folder)!r}"
-        )
+        raise DataError(f"`folder` must have one of the files {', '.join(readers)}. Received: folder={str(folder)!r}")
     try:
         ratings, movies, users = reader(folder)
     except (OSError, pl.exceptions.PolarsError) as error:

@@ -121,9 +121,7 @@ def truth(n_users: int = 200, n_items: int = 100, n_groups: int = 4, seed: int =
         if value < least:
             raise DataError(f"`{name}` must be at least {least}. Received: {name}={value}")
     if n_items < n_groups:
-        raise DataError(
-            f"`n_items` must be at least `n_groups`. Received: n_items={n_items}, n_groups={n_groups}"
-        )
+        raise DataError(f"`n_items` must be at least `n_groups`. Received: n_items={n_items}, n_groups={n_groups}")
     rng = np.random.default_rng([seed, 0])
     return Truth(
         user_group=rng.permutation(np.arange(n_users) % n_groups),
@@ -137,14 +135,10 @@ def _check_noise(noise: float, n_groups: int, feedback: str) -> None:
     if not 0 <= noise <= 1:
         raise DataError(f"`noise` must be between 0 and 1. Received: noise={noise}")
     if feedback == "implicit" and noise > 0 and n_groups == 1:
-        raise DataError(
-            f"`noise` must be 0 where one group has all items. Received: noise={noise}, n_groups=1"
-        )
+        raise DataError(f"`noise` must be 0 where one group has all items. Received: noise={noise}, n_groups=1")
 
 
-def _implicit_items(
-    rng: np.random.Generator, planted: Truth, sizes: np.ndarray, k: int, noise: float
-) -> np.ndarray:
+def _implicit_items(rng: np.random.Generator, planted: Truth, sizes: np.ndarray, k: int, noise: float) -> np.ndarray:
     """Draws `(n_users, k)` items without repeats, each outside the user's group with probability `noise`."""
     # In this order a group's items stand together, and those of the other groups follow it, round the end.
     by_group = np.argsort(planted.item_group, kind="stable")
