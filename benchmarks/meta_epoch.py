@@ -2,7 +2,7 @@
 
 Two yardsticks run in the same turns as the learners: `plain` is ordinary Keras training on the support and
 query rows of the same batches, and `MAML, loop over tasks` is MAML as it is often written, one task after the
-other under an eager `GradientTape`. Turns are interleaved and ratios taken within a turn, so that a machine
+other under an eager `GradientTape`. Turns are interleaved and ratios to `plain` taken within one, so that a machine
 which is busy for a while slows both sides of a ratio.
 
 The columns: `step_ms` is the median of the turns, each the median of its steps, on batches kept in memory;

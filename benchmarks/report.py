@@ -87,6 +87,13 @@ def read_options(name: str, description: str, arguments: Sequence[str] | None = 
     out = given.out
     if out is None:
         out = Path(tempfile.mkdtemp(prefix="benchmark-")) / committed.name if given.quick else committed
+    try:  # Now, and not after an hour of measuring.
+        out.parent.mkdir(parents=True, exist_ok=True)
+        usable = not out.is_dir()
+    except OSError:
+        usable = False
+    if not usable:
+        parser.error(f"`--out` must be a file in a folder that can be written. Received: --out {out}")
     return Options(name, given.quick, given.seeds or (1 if given.quick else seeds), given.data, out)
 
 
@@ -135,7 +142,6 @@ def finish(
         "figures": figures,
         "targets": [{**target._asdict(), "met": target.met} for target in targets],
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(_plain(result), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     for title, rows in figures.items():
         console.print(_table(title, rows))

@@ -21,9 +21,11 @@ def _use_legacy_keras() -> None:
     Keras 3 (`import keras`) is not affected.
     """
     loader = getattr(sys.modules.get("tensorflow"), "keras", None)
-    # TensorFlow's lazy loader notes what it resolved to; asking it for anything else would resolve it.
-    resolved = vars(loader).get("_tfll_keras_version") if loader is not None else None
-    if resolved not in (None, "tf_keras"):
+    known = vars(loader) if loader is not None else {}
+    # Until its first use `tf.keras` is a lazy loader (asking that for an attribute would be the first use), and
+    # from then on the module that it found.
+    resolved = known.get("_tfll_keras_version") if "_tfll_name" in known else known.get("__name__")
+    if resolved is not None and not resolved.startswith("tf_keras"):
         raise ImportError(
             "`tf.keras` has already been used as Keras 3, and TensorFlow Recommenders needs it to be tf_keras. "
             "Import tfmetarec before anything that uses `tf.keras`, or set the environment variable "

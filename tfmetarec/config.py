@@ -55,7 +55,7 @@ class ModelConfig(_Section):
 
 class MetaConfig(_Section):
     algorithm: str = Field("maml", description="File name of a learner, e.g. maml, anil, reptile, fine_tuning.")
-    inner_steps: int = Field(1, ge=1, description="Gradient steps on the support.")
+    inner_steps: int = Field(3, ge=1, description="Gradient steps on the support.")
     inner_learning_rate: float = Field(2.0, gt=0, description="Step size on the support.")
     shrinkage: float = Field(20.0, ge=0, description="Interactions that speak for the starting point.")
     contrast: int = Field(2048, ge=1, description="Catalogue items that a positive support is contrasted with.")
@@ -69,7 +69,7 @@ class TrainingConfig(_Section):
     learning_rate: float = Field(1e-3, gt=0, description="Of the outer loop.")
     weight_decay: float = Field(0.05, ge=0, description="Of the outer loop (AdamW).")
     loss: str | None = Field(None, description="A Keras loss or sampled_softmax; unset: by the kind of feedback.")
-    patience: int = Field(4, ge=1, description="Epochs without improvement on validation users before stopping.")
+    patience: int = Field(5, ge=1, description="Epochs without improvement on validation users before stopping.")
     tensorboard: bool = Field(False, description="Write TensorBoard logs into the run folder.")
 
 

@@ -62,7 +62,7 @@ def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
 
 def finish(tmp_path, targets, *, quick=False, figures=None):
     """What `finish` returns, prints and writes."""
-    options = report.Options("made_up", quick, 2, None, tmp_path / "deep" / "made_up.json")
+    options = report.Options("made_up", quick, 2, None, tmp_path / "made_up.json")
     printed = io.StringIO()
     status = report.finish(
         options,
@@ -134,6 +134,26 @@ def test_a_figure_that_is_no_number_is_written_as_null(tmp_path):
     assert [row["speed"] for row in written["figures"]["a title"]] == [None, None]
 
 
+def test_the_folder_of_the_file_is_made_before_anything_is_measured(tmp_path):
+    options = report.read_options("x", "", ["--out", str(tmp_path / "deep" / "x.json")])
+    assert options.out.parent.is_dir()
+
+
+def test_the_rows_of_several_seeds_become_medians_between_their_extremes():
+    ratios = [(1.0, 0.8, 1.1), (1.2, 0.9, 1.9), (3.0, 0.7, 3.5)]
+    rows = [
+        {"learner": "MAML", "ratio_to_plain": middle, "lowest_ratio": low, "highest_ratio": high, "compile_s": None}
+        for middle, low, high in ratios
+    ]
+    assert meta_epoch._merged(rows) == {
+        "learner": "MAML",
+        "ratio_to_plain": 1.2,
+        "lowest_ratio": 0.7,
+        "highest_ratio": 3.5,
+        "compile_s": None,
+    }
+
+
 def test_a_quick_run_does_not_write_where_the_committed_figures_are():
     quick = report.read_options("meta_epoch", "", ["--quick"])
     full = report.read_options("meta_epoch", "", [])
@@ -148,6 +168,8 @@ def test_a_quick_run_does_not_write_where_the_committed_figures_are():
         (["--seeds", "0"], "`--seeds` must be at least 1. Received: --seeds 0"),
         (["--data", "no/such/folder"], "`--data` must exist. Received: --data no/such/folder"),
         (["--quick", "--out", str(ROOT / "benchmarks/results/x.json")], "`--out` must not be the committed file"),
+        (["--out", str(ROOT)], "`--out` must be a file in a folder that can be written. Received: --out"),
+        (["--out", str(ROOT / "pyproject.toml" / "x.json")], "`--out` must be a file in a folder that can be"),
     ],
 )
 def test_options_out_of_range_are_refused_in_one_sentence(arguments, sentence, capsys):

@@ -1,5 +1,6 @@
 """Which interactions make up an episode: drawn for a whole batch of tasks at once, without a loop over tasks."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -35,9 +36,17 @@ def task_stream(n_tasks: int, first: int, count: int, seed: int) -> np.ndarray:
     True
     """
     rounds = range(first // n_tasks, (first + count - 1) // n_tasks + 1)
-    orders = [np.random.default_rng([seed, 1, r]).permutation(n_tasks) for r in rounds]
     offset = first % n_tasks
-    return np.concatenate(orders)[offset : offset + count]
+    if len(rounds) == 1:
+        return _round_order(n_tasks, rounds[0], seed)[offset : offset + count]
+    return np.concatenate([_round_order(n_tasks, r, seed) for r in rounds])[offset : offset + count]
+
+
+@lru_cache(maxsize=4)  # A round lasts many batches; shuffling a million tasks for each would outlast training.
+def _round_order(n_tasks: int, round_: int, seed: int) -> np.ndarray:
+    order = np.random.default_rng([seed, 1, round_]).permutation(n_tasks)
+    order.flags.writeable = False  # Every batch of the round reads this array.
+    return order
 
 
 def draw_slots(
@@ -69,7 +78,7 @@ def draw_slots(
     """
     fewest, most = support
     width = most + query
-    sizes = table.sizes[tasks]
+    sizes = table.start[tasks + 1] - table.start[tasks]
     used = np.minimum(sizes, width)
     place = np.arange(width)
     if in_time:
@@ -141,8 +150,10 @@ class NegativeSampler:
         rows = self.draw_shared(count, rng)
         met, owner = self._histories(tasks)
         distinct, inverse = np.unique(rows, return_inverse=True)
-        place = np.minimum(np.searchsorted(distinct, met), len(distinct) - 1)
-        hit = distinct[place] == met
+        place_of = np.full(len(self._probability), -1)  # A binary search for each took most of the draw.
+        place_of[distinct] = np.arange(len(distinct))
+        place = place_of[met]
+        hit = place >= 0
         positive = np.zeros((len(tasks), len(distinct)), bool)
         positive[owner[hit], place[hit]] = True
         weight = 1.0 - positive[:, inverse].astype(np.float32)
@@ -167,7 +178,8 @@ class NegativeSampler:
 
     def _histories(self, tasks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Everything that `tasks` ever met, and which of them met it (an index into `tasks`)."""
-        start, sizes = self.table.start[tasks], self.table.sizes[tasks]
+        start = self.table.start[tasks]
+        sizes = self.table.start[tasks + 1] - start
         owner = np.repeat(np.arange(len(tasks)), sizes)
         offset = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         return self.table.item[start[owner] + offset], owner

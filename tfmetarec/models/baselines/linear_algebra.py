@@ -1,0 +1,48 @@
+"""The algebra that several baselines share: batched ridge solves, shrunk means, and matrices of who had what."""
+
+import numpy as np
+import scipy.sparse
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from tfmetarec.models.baselines.base import Ratings
+
+
+def ridge(features: np.ndarray, weight: np.ndarray, target: np.ndarray, penalty: np.ndarray) -> np.ndarray:
+    """Solves (X' diag(weight) X + penalty) w = X' target for each of `T` tasks: `(T, S, D)` ... -> `(T, D)`."""
+    transposed = features.swapaxes(1, 2)
+    # Thousands of tiny systems: where cores are shared, BLAS threads made this seven times slower than one did.
+    with threadpool_limits(1, "blas"):
+        system = transposed @ (features * weight[..., None]) + penalty  # (T, D, S) (T, S, D) -> (T, D, D)
+        right = transposed @ target[..., None]  # (T, D, S) (T, S, 1) -> (T, D, 1)
+        return np.linalg.solve(system, right)[..., 0]
+
+
+def shrunk_means(index: np.ndarray, values: np.ndarray, size: int, shrinkage: float) -> np.ndarray:
+    count = np.bincount(index, minlength=size) + shrinkage
+    return np.bincount(index, values, minlength=size) / np.where(count > 0, count, 1)
+
+
+def user_item_matrix(ratings: Ratings) -> scipy.sparse.csr_matrix:
+    """1 where a user had an item at least once, `(n_users, n_items)`."""
+    return _ones(ratings.user, ratings.item, (ratings.n_users, ratings.n_items))
+
+
+def support_matrix(item: np.ndarray, label: np.ndarray, real: np.ndarray, n_items: int) -> scipy.sparse.csr_matrix:
+    """1 where a task's support has a known item with a label above 0, `(T, n_items)`."""
+    task, position = np.nonzero(real & (label > 0) & (item > 0))
+    return _ones(task, item[task, position], (len(item), n_items))
+
+
+def popularity(matrix: scipy.sparse.csr_matrix) -> np.ndarray:
+    return np.bincount(matrix.indices, minlength=matrix.shape[1]).astype(np.float32)
+
+
+def popular_if_empty(scores: np.ndarray, has_support: np.ndarray, popularity: np.ndarray) -> np.ndarray:
+    return np.where(has_support[:, None], scores, popularity).astype(np.float32)
+
+
+def _ones(row: np.ndarray, column: np.ndarray, shape: tuple[int, int]) -> scipy.sparse.csr_matrix:
+    matrix = scipy.sparse.csr_matrix((np.ones(len(row), np.float32), (row, column)), shape=shape)
+    matrix.sum_duplicates()
+    matrix.data[:] = 1
+    return matrix
