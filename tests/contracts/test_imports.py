@@ -31,7 +31,9 @@ STORY = {"experiment", "console", "cli", "quickstart", "__main__", "__init__"}  
 def imported(path):
     """Full names of everything that a module imports, wherever in the file: (name, inside a function)."""
     tree = ast.parse(path.read_text())
-    inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)}
+    inside = {
+        id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -85,13 +87,18 @@ def test_keras_is_keras_3_and_tfrs_waits_until_it_is_needed(path):
         assert inside or not name.startswith("tensorflow_recommenders"), f"{path} imports {name} at its top"
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and node.attr == "keras":
-            assert not (isinstance(node.value, ast.Name) and node.value.id in ("tf", "tensorflow")), f"{path}:{node.lineno}"
+            assert not (isinstance(node.value, ast.Name) and node.value.id in ("tf", "tensorflow")), (
+                f"{path}:{node.lineno}"
+            )
 
 
 def run(code, **environment):
     hidden = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**hidden, "TF_CPP_MIN_LOG_LEVEL": "3", **environment}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**hidden, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
     )
 
 
@@ -108,7 +115,10 @@ def test_a_keras_3_chosen_before_is_named_with_what_to_do():
     assert ran.returncode == 1
     last = ran.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: `tf.keras` has already been used as Keras 3")
-    assert "Import tfmetarec before anything that uses `tf.keras`, or set the environment variable TF_USE_LEGACY_KERAS=1" in last
+    assert (
+        "Import tfmetarec before anything that uses `tf.keras`, or set the environment variable TF_USE_LEGACY_KERAS=1"
+        in last
+    )
 
 
 @pytest.mark.parametrize("first", ["import tensorflow as tf", "import keras", "import tensorflow as tf; tf.keras"])

@@ -14,7 +14,7 @@ from tfmetarec.meta.learner import MetaLearner
 
 SPECS = FeatureSpecs(
     (FeatureSpec("user_id", "id", 1), FeatureSpec("likes", "category_list", 4, 3)),
-    (FeatureSpec("item_id", "id", 5), FeatureSpec("price", "number", 1), FeatureSpec("item_popularity", "number", 1)),
+    (FeatureSpec("item_id", "id", 5), FeatureSpec("price", "number", 1), FeatureSpec("item_level", "number", 1)),
     "explicit",
     3.5,
 )

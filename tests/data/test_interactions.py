@@ -74,9 +74,7 @@ def test_columns_have_the_promised_types():
 
 
 def test_an_implicit_label_is_one_where_none_is_given():
-    assert Interactions.from_frames(purchases(label=None), feedback="implicit").table["label"].to_list() == (
-        [1.0] * 5
-    )
+    assert Interactions.from_frames(purchases(label=None), feedback="implicit").table["label"].to_list() == ([1.0] * 5)
 
 
 def test_pandas_and_lazy_tables_give_the_same_interactions():
@@ -114,9 +112,7 @@ def test_without_a_feature_table_no_item_has_features():
 
 
 def test_the_repr_is_one_informative_line():
-    assert repr(full()) == (
-        "Interactions('shop': 5 rows, 3 users, 3 items, explicit, 1970-01-01 to 1970-01-01)"
-    )
+    assert repr(full()) == ("Interactions('shop': 5 rows, 3 users, 3 items, explicit, 1970-01-01 to 1970-01-01)")
 
 
 def test_interactions_cannot_be_changed_in_place():

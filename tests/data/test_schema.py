@@ -98,9 +98,7 @@ def test_a_schema_survives_json():
         ),
         (lambda: Schema.from_dict({"user": []}), "`config` must have the keys"),
         (
-            lambda: Schema.infer(
-                None, pl.DataFrame({"item_id": [1], "price": [1]}), "implicit", {"prise": "number"}
-            ),
+            lambda: Schema.infer(None, pl.DataFrame({"item_id": [1], "price": [1]}), "implicit", {"prise": "number"}),
             "`kinds` must name features that exist; the nearest name is 'price'. Received: 'prise'",
         ),
         (

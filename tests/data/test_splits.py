@@ -250,9 +250,7 @@ def test_an_unknown_part_is_named(data):
         (lambda data: four_states(data, item_share=float("nan")), "`item_share` must lie between 0 and 1"),
         (lambda data: by_time(make(user_id=[1], item_id=[1])), "`interactions` must have timestamps"),
         (
-            lambda data: by_time(
-                make(user_id=[1] * 9, item_id=list(range(9)), timestamp=[5] * 9), test_share=0.5
-            ),
+            lambda data: by_time(make(user_id=[1] * 9, item_id=list(range(9)), timestamp=[5] * 9), test_share=0.5),
             "'validation' would have none of the 9",
         ),
         (lambda data: by_domain(data, source="a", target="b"), "must have a column `domain`"),
@@ -265,28 +263,20 @@ def test_an_unknown_part_is_named(data):
             "`source` and `target` must differ",
         ),
         (
-            lambda data: by_domain(
-                make(user_id=[1, 2], item_id=[1, 2], domain=["a", "b"]), source="a", target="b"
-            ),
+            lambda data: by_domain(make(user_id=[1, 2], item_id=[1, 2], domain=["a", "b"]), source="a", target="b"),
             "`source` and `target` must share users. Received none with both 'a' and 'b'",
         ),
         (lambda data: published_states(data, [1]), "`states` must be a polars DataFrame"),
         (
-            lambda data: published_states(
-                data, pl.DataFrame({"user_id": [1], "item_id": [1], "stat": ["x"]})
-            ),
+            lambda data: published_states(data, pl.DataFrame({"user_id": [1], "item_id": [1], "stat": ["x"]})),
             "`states` must have the column 'state'; the nearest name is 'stat'",
         ),
         (
-            lambda data: published_states(
-                data, pl.DataFrame({"user_id": [1], "item_id": [1], "state": ["warmup"]})
-            ),
+            lambda data: published_states(data, pl.DataFrame({"user_id": [1], "item_id": [1], "state": ["warmup"]})),
             "the nearest name is 'warm_up'. Received: 'warmup'",
         ),
         (
-            lambda data: published_states(
-                data, pl.DataFrame({"user_id": ["x"], "item_id": [1], "state": ["warm"]})
-            ),
+            lambda data: published_states(data, pl.DataFrame({"user_id": ["x"], "item_id": [1], "state": ["warm"]})),
             "`states` must have ids of the types of `interactions`",
         ),
         (

@@ -110,7 +110,9 @@ def test_options_below_one_are_refused(option):
 
 
 def test_equal_rows_come_from_any_order_of_the_interactions():
-    assert_same_vocabulary(Vocabulary.fit(shop()), Vocabulary.fit(shop(TABLE.reverse(), USERS.reverse(), ITEMS.reverse())))
+    assert_same_vocabulary(
+        Vocabulary.fit(shop()), Vocabulary.fit(shop(TABLE.reverse(), USERS.reverse(), ITEMS.reverse()))
+    )
 
 
 # -- features ------------------------------------------------------------------------------------------------
@@ -130,7 +132,7 @@ def test_the_catalogue_holds_the_hand_worked_features(vocabulary):
     # Prices 1 and 3: mean 2, deviation sqrt(2); the missing one stands at the mean.
     np.testing.assert_allclose(catalogue["price"], [0, -(2**-0.5), 2**-0.5, 0], rtol=1e-6)
     assert catalogue["look"].tolist() == [[0, 0], [1, 2], [3, 4], [5, 6]]
-    np.testing.assert_allclose(catalogue["item_popularity"], np.log([0.5 / 3, 2 / 3, 1 / 3, 1 / 3]), rtol=1e-6)
+    np.testing.assert_allclose(catalogue["item_level"], np.log([0.5 / 3, 2 / 3, 1 / 3, 1 / 3]), rtol=1e-6)
 
 
 def test_user_features_are_the_hand_worked_ones(vocabulary):
@@ -146,7 +148,7 @@ def test_items_outside_the_catalogue_keep_their_content(vocabulary):
     assert encoded["item_id"].tolist() == [0, 3, 0]
     assert encoded["look"].tolist() == [[7, 8], [5, 6], [0, 0]]
     np.testing.assert_allclose(encoded["price"][0], (99 - 2) / 2**0.5, rtol=1e-6)
-    np.testing.assert_allclose(encoded["item_popularity"], np.log([0.5 / 3, 1 / 3, 0.5 / 3]), rtol=1e-6)
+    np.testing.assert_allclose(encoded["item_level"], np.log([0.5 / 3, 1 / 3, 0.5 / 3]), rtol=1e-6)
 
 
 def test_a_graph_encodes_as_eager_code_does(vocabulary):
@@ -177,13 +179,15 @@ def test_the_catalogue_is_what_its_raw_values_encode_to(vocabulary):
         "blurb": ["Große Äpfel, große Freude", "東京 tea", ""],
         "price": [1.0, 3.0, np.nan],
         "look": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]],
-        "item_popularity": vocabulary.catalogue["item_popularity"][1:],
+        "item_level": vocabulary.catalogue["item_level"][1:],
     }
     encoded = vocabulary.encode("item", {name: tf.constant(value) for name, value in raw.items()})
     assert_same_features(encoded, {name: value[1:] for name, value in vocabulary.catalogue.items()})
 
 
-@pytest.mark.parametrize("words", ["İstanbul", "ΟΔΟΣ οδός", "naïve café—bar", "ПРИВЕТ мир", "tea№5 x²", "a_b\tc\nd", "हिन्दी"])
+@pytest.mark.parametrize(
+    "words", ["İstanbul", "ΟΔΟΣ οδός", "naïve café—bar", "ПРИВЕТ мир", "tea№5 x²", "a_b\tc\nd", "हिन्दी"]
+)
 def test_tables_and_requests_split_the_same_words(words):
     items = pl.DataFrame({"item_id": [10, 20, 30], "blurb": [words, "other", None]})
     vocabulary = Vocabulary.fit(shop(items=items))
@@ -227,7 +231,13 @@ def test_number_categories_are_written_as_text():
 def test_features_that_are_never_known_encode_to_nothing(tmp_path):
     items = pl.DataFrame(
         {"item_id": [10, 20, 30], "brand": [None] * 3, "blurb": [None] * 3, "price": [None] * 3, "tags": [[], [], []]},
-        schema={"item_id": pl.Int64, "brand": pl.String, "blurb": pl.String, "price": pl.Float64, "tags": pl.List(pl.String)},
+        schema={
+            "item_id": pl.Int64,
+            "brand": pl.String,
+            "blurb": pl.String,
+            "price": pl.Float64,
+            "tags": pl.List(pl.String),
+        },
     )
     vocabulary = Vocabulary.fit(shop(items=items))
     for name, shape in (("brand", (4,)), ("blurb", (4, 8)), ("price", (4,)), ("tags", (4, 1))):
@@ -247,7 +257,7 @@ def test_names_are_shown_and_kept_out_of_the_features():
     items = pl.DataFrame({"item_id": [10, 20, 30], "title": ["Tea", None, "Soap"]})
     vocabulary = Vocabulary.fit(shop(items=items, item_name="title"))
     assert vocabulary.item_names == ["?", "Tea", "20", "Soap"]
-    assert [spec.name for spec in vocabulary.specs.item] == ["item_id", "item_popularity"]
+    assert [spec.name for spec in vocabulary.specs.item] == ["item_id", "item_level"]
 
 
 # -- names that clash ------------------------------------------------------------------------------------------
@@ -267,8 +277,8 @@ def test_a_feature_called_as_the_length_of_another_is_refused():
 
 
 def test_the_name_of_the_made_popularity_is_taken():
-    items = pl.DataFrame({"item_id": [10], "item_popularity": [1.0]})
-    with pytest.raises(DataError, match=r"item_popularity \(made here\) and item.item_popularity"):
+    items = pl.DataFrame({"item_id": [10], "item_level": [1.0]})
+    with pytest.raises(DataError, match=r"item_level \(made here\) and item.item_level"):
         Vocabulary.fit(shop(items=items))
 
 

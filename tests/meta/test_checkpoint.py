@@ -152,7 +152,9 @@ def test_clearing_lets_the_next_run_start_anew(learner, explicit, tmp_path):
 
 
 def test_figures_that_are_not_logged_are_refused_by_name(learner, explicit, tmp_path):
-    with pytest.raises(ValueError, match="`monitor` must be one of the logged figures: loss, val_loss. Received: 'recall'"):
+    with pytest.raises(
+        ValueError, match="`monitor` must be one of the logged figures: loss, val_loss. Received: 'recall'"
+    ):
         run(learner, explicit.episodes, tmp_path, 1.0, monitor="recall")
 
 

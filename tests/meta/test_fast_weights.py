@@ -72,7 +72,9 @@ def test_the_last_layer_is_not_an_embedding():
 
 
 def test_a_pattern_without_a_match_names_what_there_is(explicit, own_model):
-    with pytest.raises(ValueError, match=r"`adapted` must match .* of: .*hidden/kernel, .*score/bias. Received: 'towr'"):
+    with pytest.raises(
+        ValueError, match=r"`adapted` must match .* of: .*hidden/kernel, .*score/bias. Received: 'towr'"
+    ):
         MAML(own_model(explicit.vocabulary), adapted="towr")
 
 

@@ -9,7 +9,10 @@ from tfmetarec.models import TwoTower
     ("options", "message"),
     [
         ({"inner_steps": 0}, "`inner_steps` must be at least 1. Received: inner_steps=0"),
-        ({"inner_learning_rate": 0.0}, "`inner_learning_rate` must be greater than 0. Received: inner_learning_rate=0.0"),
+        (
+            {"inner_learning_rate": 0.0},
+            "`inner_learning_rate` must be greater than 0. Received: inner_learning_rate=0.0",
+        ),
         ({"inner_learning_rate": float("nan")}, "`inner_learning_rate` must be greater than 0"),
         ({"shrinkage": -1.0}, "`shrinkage` must be at least 0. Received: shrinkage=-1.0"),
         ({"contrast": 0}, "`contrast` must be at least 1. Received: contrast=0"),

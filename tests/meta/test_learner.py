@@ -176,7 +176,7 @@ def test_the_contrast_is_the_whole_catalogue_where_that_is_small(implicit):
 
 
 def test_a_smaller_contrast_is_drawn_by_popularity_and_kept(implicit):
-    popularity = implicit.vocabulary.popularity ** 0.75
+    popularity = implicit.vocabulary.popularity**0.75
     one, same, other = (MAML(TwoTower(implicit.vocabulary, 3), contrast=9, seed=seed) for seed in (1, 1, 2))
     assert len(one.contrast_items) == 9
     assert one.contrast_items.min() >= 1

@@ -33,9 +33,7 @@ def test_the_sampled_softmax_is_the_hand_worked_one(temperature):
 
 def test_over_the_whole_catalogue_it_is_the_plain_cross_entropy():
     scores = np.array([0.5, -1.0, 2.0, 0.1], np.float32)  # Item 0 was chosen; the other three are the negatives.
-    loss = SampledSoftmax()(
-        rows((1,), scores[:1], (1,)), against((1, 1, 1), scores[1:], np.zeros(3, np.float32))
-    )
+    loss = SampledSoftmax()(rows((1,), scores[:1], (1,)), against((1, 1, 1), scores[1:], np.zeros(3, np.float32)))
     expected = tf.nn.sparse_softmax_cross_entropy_with_logits([0], scores[None])
     assert float(loss) == pytest.approx(float(expected[0]), rel=1e-5)
 
@@ -80,9 +78,7 @@ def test_a_keras_loss_is_averaged_over_the_real_rows():
 
 def test_negatives_are_half_of_a_keras_loss_with_label_zero():
     score, negative = np.array([0.9, 0.6, 0.2]), np.array([0.1, 0.3, 0.5, 0.7])
-    found = RowLoss("binary_crossentropy")(
-        rows(score=score, label=[1, 1, 1]), against((1, 1, 0, 1), score=negative)
-    )
+    found = RowLoss("binary_crossentropy")(rows(score=score, label=[1, 1, 1]), against((1, 1, 0, 1), score=negative))
     expected = (-np.log(score).mean() - np.log(1 - negative[[0, 1, 3]]).mean()) / 2
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
@@ -114,7 +110,9 @@ def test_given_task_losses_are_kept():
     assert resolve(given, "explicit") is given
 
 
-@pytest.mark.parametrize("loss", [SampledSoftmax(0.3), RowLoss("mse"), RowLoss(keras.losses.BinaryCrossentropy(from_logits=True))])
+@pytest.mark.parametrize(
+    "loss", [SampledSoftmax(0.3), RowLoss("mse"), RowLoss(keras.losses.BinaryCrossentropy(from_logits=True))]
+)
 def test_a_loss_comes_back_from_its_saved_form(loss):
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
     assert again.get_config() == loss.get_config()

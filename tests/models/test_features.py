@@ -12,7 +12,7 @@ SPECS = (
     FeatureSpec("price", "number", 1),
     FeatureSpec("look", "vector", 2),
 )
-ITEM = (FeatureSpec("item_id", "id", 6), *SPECS, FeatureSpec("item_popularity", "number", 1))
+ITEM = (FeatureSpec("item_id", "id", 6), *SPECS, FeatureSpec("item_level", "number", 1))
 BATCH = {
     "item_id": np.array([2, 0], np.int32),
     "brand": np.array([1, 4], np.int32),
@@ -20,7 +20,7 @@ BATCH = {
     "tags_length": np.array([2, 0], np.int32),
     "price": np.array([0.5, -1.0], np.float32),
     "look": np.array([[1.0, 2.0], [3.0, 4.0]], np.float32),
-    "item_popularity": np.array([-1.0, -2.0], np.float32),
+    "item_level": np.array([-1.0, -2.0], np.float32),
 }
 
 
@@ -42,7 +42,9 @@ def test_what_stands_past_the_length_changes_nothing(length):
     garbage = vectors.copy()
     garbage[:, length:] = 1e6
     lengths = ops.array([length])
-    np.testing.assert_array_equal(ListPooling()(ops.array(vectors), lengths), ListPooling()(ops.array(garbage), lengths))
+    np.testing.assert_array_equal(
+        ListPooling()(ops.array(vectors), lengths), ListPooling()(ops.array(garbage), lengths)
+    )
     if length == 0:
         assert not np.asarray(ListPooling()(ops.array(garbage), lengths)).any()
 
@@ -50,7 +52,10 @@ def test_what_stands_past_the_length_changes_nothing(length):
 def test_lists_pool_under_any_leading_dimensions():
     vectors = np.random.default_rng(0).normal(size=(2, 5, 3, 4))
     length = np.array([[0, 1, 2, 3, 1], [3, 3, 0, 2, 1]])
-    expected = [[v[:n].mean(0) if n else np.zeros(4) for v, n in zip(a, b, strict=True)] for a, b in zip(vectors, length, strict=True)]
+    expected = [
+        [v[:n].mean(0) if n else np.zeros(4) for v, n in zip(a, b, strict=True)]
+        for a, b in zip(vectors, length, strict=True)
+    ]
     np.testing.assert_allclose(ListPooling()(ops.array(vectors), ops.array(length)), expected, rtol=1e-5)
 
 
@@ -74,19 +79,19 @@ def test_an_encoder_of_nothing_is_a_constant_one():
 
 
 def test_items_are_worked_out_by_hand():
-    encoder = ItemEncoder(ITEM, embedding_dim=4, hidden=(), popularity=0.5)
+    encoder = ItemEncoder(ITEM, embedding_dim=4, hidden=(), level=0.5)
     randomise(encoder)
     content = np.asarray(encoder.content(BATCH))
     kernel, bias = (np.asarray(v) for v in encoder.tower.trainable_variables)
     ids, id_bias = np.asarray(encoder.id_vector.embeddings), np.asarray(encoder.id_bias.embeddings)
     vector = ids[[2, 0]] + content @ kernel + bias
     level = id_bias[[2, 0], 0] + content @ np.asarray(encoder.content_bias.kernel)[:, 0]
-    level += BATCH["item_popularity"] * float(encoder.popularity_weight.numpy())
+    level += BATCH["item_level"] * float(encoder.level_weight.numpy())
     np.testing.assert_allclose(encoder(BATCH), np.column_stack([vector, level]), rtol=1e-5, atol=1e-6)
 
 
 def test_popularity_starts_with_the_weight_given():
-    assert float(ItemEncoder(ITEM, 4, popularity=0.5).popularity_weight.numpy()) == 0.5
+    assert float(ItemEncoder(ITEM, 4, level=0.5).level_weight.numpy()) == 0.5
 
 
 def test_ids_are_hidden_in_training_alone_and_leave_the_content():
@@ -121,7 +126,8 @@ def test_tower_dropout_acts_in_training_alone():
 
 
 @pytest.mark.parametrize(
-    "layer", [FeatureEncoder(SPECS, 4, seed=3), ItemEncoder(ITEM, 4, (5,), 0.1, 0.2, 0.3, seed=3), Tower(3, 2, (4,), 0.1, 0.5)]
+    "layer",
+    [FeatureEncoder(SPECS, 4, seed=3), ItemEncoder(ITEM, 4, (5,), 0.1, 0.2, 0.3, seed=3), Tower(3, 2, (4,), 0.1, 0.5)],
 )
 def test_a_layer_comes_back_from_its_config_with_equal_weights(layer):
     again = type(layer).from_config(layer.get_config())
@@ -146,5 +152,3 @@ def test_what_is_no_vocabulary_is_refused():
         resolve_specs([])
     with pytest.raises(ValueError, match="`embedding_dim` must be at least 1. Received: embedding_dim=0"):
         FeatureEncoder(SPECS, 0)
-
-

@@ -47,7 +47,9 @@ def test_one_user_for_all_rows_scores_as_the_same_user_in_each_row(explicit, row
 
 def test_ratings_start_at_the_mean_label(explicit):
     model = Ranker(explicit.vocabulary, 4)
-    assert np.asarray(model.head.trainable_variables[-1]).tolist() == pytest.approx([explicit.vocabulary.specs.label_mean])
+    assert np.asarray(model.head.trainable_variables[-1]).tolist() == pytest.approx(
+        [explicit.vocabulary.specs.label_mean]
+    )
 
 
 def test_items_never_seen_are_told_apart_by_their_content_alone(explicit, rows):

@@ -36,7 +36,7 @@ def scores(model, features):
 def test_a_score_is_the_hand_worked_dot_product():
     specs = FeatureSpecs(
         (FeatureSpec("user_id", "id", 1), FeatureSpec("age", "number", 1)),
-        (FeatureSpec("item_id", "id", 3), FeatureSpec("item_popularity", "number", 1)),
+        (FeatureSpec("item_id", "id", 3), FeatureSpec("item_level", "number", 1)),
         "explicit",
         3.0,
     )
@@ -52,7 +52,7 @@ def test_a_score_is_the_hand_worked_dot_product():
         "user_id": np.zeros(2, np.int32),
         "age": np.array([2.0, 4.0], np.float32),
         "item_id": np.array([1, 2], np.int32),
-        "item_popularity": np.zeros(2, np.float32),
+        "item_level": np.zeros(2, np.float32),
     }
     # Row 0: (2.5, -2) . (2, 1) + 0.25 + 3;  row 1: (4.5, -4) . (0, 3) - 1 + 3
     assert scores(model, rows).tolist() == [2.5 * 2 - 2 + 0.25 + 3, -12.0 - 1 + 3]
@@ -63,7 +63,10 @@ def test_scores_start_at_the_mean_label_plus_what_the_vectors_say(explicit):
     mean = explicit.data.table["label"].mean()
     np.testing.assert_allclose(scores(model, placeholder_features(model.specs)), mean, atol=0.5)
     assert float(model.head.score_bias.numpy()[0]) == pytest.approx(mean)
-    assert float(TwoTower(FeatureSpecs(model.specs.user, model.specs.item, "implicit", 1.0), 4).head.score_bias.numpy()[0]) == 0
+    assert (
+        float(TwoTower(FeatureSpecs(model.specs.user, model.specs.item, "implicit", 1.0), 4).head.score_bias.numpy()[0])
+        == 0
+    )
 
 
 def test_one_user_for_all_rows_scores_as_the_same_user_in_each_row(explicit):

@@ -215,5 +215,3 @@ def test_time_order_needs_times_and_a_known_way_of_drawing(by_domain, implicit):
         user_episodes(*by_domain, order="time")
     with pytest.raises(ValueError, match="`negative_sampling` must be one of popularity, uniform, category"):
         episodes_of(implicit, negative_sampling="hardest")
-
-

@@ -144,9 +144,7 @@ def test_category_negatives_share_the_category_of_a_query_item():
     assert log_expected.shape == rows.shape == (len(tasks), 300)
 
 
-@pytest.mark.parametrize(
-    ("kind", "share"), [("uniform", np.full(8, 1 / 8)), ("popularity", POPULARITY[1:] ** 0.75)]
-)
+@pytest.mark.parametrize(("kind", "share"), [("uniform", np.full(8, 1 / 8)), ("popularity", POPULARITY[1:] ** 0.75)])
 def test_draws_and_their_expectation_follow_the_stated_probability(kind, share):
     share = share / share.sum()
     sampler = NegativeSampler(SHOP, POPULARITY, kind)
@@ -166,7 +164,9 @@ def test_the_largest_random_number_still_draws_an_item():
 
 
 def test_unknown_kinds_and_a_missing_category_are_refused():
-    with pytest.raises(ValueError, match="`negative_sampling` must be one of popularity, uniform, category. Received: 'hard'"):
+    with pytest.raises(
+        ValueError, match="`negative_sampling` must be one of popularity, uniform, category. Received: 'hard'"
+    ):
         NegativeSampler(SHOP, POPULARITY, "hard")
     with pytest.raises(ValueError, match="'category' needs an item feature of kind category; there is none"):
         NegativeSampler(SHOP, POPULARITY, "category")

@@ -21,6 +21,7 @@ from tfmetarec.data.schema import Schema
 
 LISTS = ("category_list", "text")
 NAME, _POPULARITY = "shown as", "times met"  # Own columns of the items table; no feature is called so.
+LEVEL_SHRINKAGE = 5.0  # Ratings at the mean that an item is taken to have beside its own.
 MISSING = ""  # What an absent category or word looks like in raw form.
 _SEPARATORS = r"[^\p{L}\p{N}]+"  # Between words; RE2's syntax, which polars's regex engine shares.
 
@@ -162,21 +163,21 @@ class Vocabulary:
                     moments[f"{side}.{spec.name}"] = known
                 elif known is not None:
                     values[side][spec.name] = known
-        popularity = items[_POPULARITY].to_numpy() / max(users.height, 1)
-        specs["item"].append(FeatureSpec("item_popularity", "number", 1))
-        moments["item.item_popularity"] = [0.0, 1.0]  # Already a logarithm, see `_catalogue`.
         label = interactions.table["label"].to_numpy()
+        level, unseen_level = _levels(interactions, items, users.height)
+        specs["item"].append(FeatureSpec("item_level", "number", 1))
+        moments["item.item_level"] = [0.0, 1.0]  # Taken as it is.
         feature_specs = FeatureSpecs(tuple(specs["user"]), tuple(specs["item"]), schema.feedback, float(label.mean()))
         meta = {
             "schema": schema.to_dict(),
             "specs": feature_specs.to_dict(),
             "moments": moments,
             "label_range": [float(label.min()), float(label.max())],
-            "unseen_popularity": float(np.log(0.5 / max(users.height, 1))),
+            "unseen_level": unseen_level,
             "users": users.height,
             "name": interactions.name,
         }
-        items = items.with_columns(pl.Series("item_popularity", np.log(popularity), pl.Float32))
+        items = items.with_columns(pl.Series("item_level", level, pl.Float32))
         return cls(values, items, meta)
 
     # -- reading -----------------------------------------------------------------------------------------
@@ -235,7 +236,7 @@ class Vocabulary:
         """
         signature = {}
         for spec in getattr(self.specs, side):
-            if spec.name == "item_popularity" or (spec.kind == "id" and spec.size == 1):
+            if spec.name == "item_level" or (spec.kind == "id" and spec.size == 1):
                 continue
             dtype = tf.float32 if spec.kind in ("number", "vector") else tf.string
             shape = {"category_list": [None, None], "vector": [None, spec.size]}.get(spec.kind, [None])
@@ -266,9 +267,9 @@ class Vocabulary:
             name = spec.name
             if only not in (None, name):
                 continue
-            if name == "item_popularity":
+            if name == "item_level":
                 batch = tf.shape(raw["item_id"])
-                features[name] = raw.get(name, tf.fill(batch, self._meta["unseen_popularity"]))
+                features[name] = raw.get(name, tf.fill(batch, self._meta["unseen_level"]))
             elif spec.kind == "id" and spec.size == 1:
                 rows = tf.shape(next(iter(raw.values())))[0] if batch_size is None else batch_size
                 features[name] = tf.zeros([rows], tf.int32)
@@ -303,7 +304,7 @@ class Vocabulary:
         """Encodes a table with one row a user (or item); columns it lacks count as missing."""
         raw = {}
         for spec in getattr(self.specs, side):
-            if spec.name == "item_popularity":
+            if spec.name == "item_level":
                 if spec.name in frame.columns:
                     raw[spec.name] = frame[spec.name].to_numpy()
             elif spec.kind != "id" or spec.name in frame.columns:
@@ -315,10 +316,10 @@ class Vocabulary:
         frame = pl.DataFrame({"item_id": item_ids}).join(
             _features_frame(interactions, "item"), on="item_id", how="left", maintain_order="left"
         )
-        popularity = self._items.select("item_id", "item_popularity")
+        popularity = self._items.select("item_id", "item_level")
         frame = frame.join(popularity, on="item_id", how="left", maintain_order="left")
-        unseen = self._meta["unseen_popularity"]
-        return self.encode_frame("item", frame.with_columns(pl.col("item_popularity").fill_null(unseen)))
+        unseen = self._meta["unseen_level"]
+        return self.encode_frame("item", frame.with_columns(pl.col("item_level").fill_null(unseen)))
 
     def encode_users(self, interactions: Interactions, user_ids: pl.Series) -> dict[str, np.ndarray]:
         """Features of any users by raw id; users without a row in the feature table are all "never seen"."""
@@ -336,7 +337,7 @@ class Vocabulary:
     def _catalogue(self) -> dict[str, np.ndarray]:
         known = self.encode_frame("item", self._items)
         features = {name: np.concatenate([np.zeros_like(value[:1]), value]) for name, value in known.items()}
-        features["item_popularity"][0] = self._meta["unseen_popularity"]
+        features["item_level"][0] = self._meta["unseen_level"]
         return features
 
     # -- saving ------------------------------------------------------------------------------------------
@@ -368,7 +369,7 @@ class Vocabulary:
 
 def _check_names(schema: Schema) -> None:
     """Refuses features that could not stand side by side in one dict of features."""
-    owners: dict[str, list[str]] = {"item_popularity": ["item_popularity (made here)"]}
+    owners: dict[str, list[str]] = {"item_level": ["item_level (made here)"]}
     for side in ("user", "item"):
         for feature in getattr(schema, side):
             if side == "item" and feature.name == schema.item_name:
@@ -382,6 +383,23 @@ def _check_names(schema: Schema) -> None:
                 f"every user and item feature needs a name of its own; rename one. "
                 f"Received: {' and '.join(sources)}, which would both be called {name!r}"
             )
+
+
+def _levels(interactions: Interactions, items: pl.DataFrame, n_users: int) -> tuple[np.ndarray, float]:
+    """What each catalogue item starts from, and an item that was never seen: `item_level`.
+
+    For implicit feedback the logarithm of the share of users who met it (half a user for an unseen item); for
+    explicit the mean deviation from the mean label, shrunk by five ratings (0 for an unseen item).
+    """
+    if interactions.schema.feedback == "implicit":
+        return np.log(items[_POPULARITY].to_numpy() / n_users), float(np.log(0.5 / n_users))
+    deviation = pl.col("label") - pl.col("label").mean()
+    sums = (
+        interactions.table.with_columns(deviation.alias("deviation"))
+        .group_by("item_id")
+        .agg(pl.col("deviation").sum() / (pl.len() + LEVEL_SHRINKAGE))
+    )
+    return items.join(sums, on="item_id", how="left", maintain_order="left")["deviation"].to_numpy(), 0.0
 
 
 def _features_frame(interactions: Interactions, side: str) -> pl.DataFrame:

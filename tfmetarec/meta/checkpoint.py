@@ -14,7 +14,9 @@ class Checkpoint(keras.callbacks.Callback):
 
     Give it to `fit`; if its folder already holds an earlier run, training continues there. Weights, optimizer
     state, random state, history, best epoch and patience are all restored, so the weights at the end equal
-    those of an unbroken run. A kill at any moment leaves the previous epoch intact.
+    those of an unbroken run: to the last bit where the environment variable TF_ENABLE_ONEDNN_OPTS=0 was set before
+    TensorFlow was loaded, since some oneDNN kernels add up in whatever order their threads finish. A kill at any
+    moment leaves the previous epoch intact.
 
     Args:
         folder: where the checkpoint lives; made if absent.

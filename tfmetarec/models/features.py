@@ -66,7 +66,7 @@ class FeatureEncoder(keras.layers.Layer):
     """Embeds, pools and concatenates the features of one side, whatever they are.
 
     Categories and lists become embeddings (lists averaged), numbers and vectors pass as they are. The id and
-    `item_popularity` are left to the model, which treats them apart. Without any feature the output is a
+    `item_level` are left to the model, which treats them apart. Without any feature the output is a
     constant 1, so that layers on top always have something to stand on.
 
     Args:
@@ -138,7 +138,8 @@ class ItemEncoder(keras.layers.Layer):
         hidden: ints, widths of the tower's hidden layers.
         dropout: float in [0, 1). On the tower's hidden layers.
         id_dropout: float in [0, 1). Share of training rows whose id is hidden.
-        popularity: float. Starting weight of the item's log popularity in its bias; learned from there.
+        level: float. Starting weight of `item_level` (log popularity, or the item's mean rating) in the bias;
+            learned from there. Defaults to 1.
 
     Call arguments: features with leading dimensions `(...)`. Returns `(..., D + 1)`, the bias last.
     """
@@ -150,23 +151,23 @@ class ItemEncoder(keras.layers.Layer):
         hidden: Sequence[int] = (),
         dropout: float = 0.0,
         id_dropout: float = 0.1,
-        popularity: float = 0.0,
+        level: float = 1.0,
         seed: int = 0,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.specs = tuple(spec if isinstance(spec, FeatureSpec) else FeatureSpec(**spec) for spec in specs)
         self.embedding_dim, self.hidden, self.dropout = embedding_dim, tuple(hidden), dropout
-        self.id_dropout, self.popularity, self.seed = id_dropout, popularity, seed
+        self.id_dropout, self.level, self.seed = id_dropout, level, seed
         size = next(spec.size for spec in self.specs if spec.name == "item_id")
-        content = [spec for spec in self.specs if spec.name not in ("item_id", "item_popularity")]
+        content = [spec for spec in self.specs if spec.name not in ("item_id", "item_level")]
         self.content = FeatureEncoder(content, max(4, embedding_dim // 2), seed, name="content")
         self.tower = Tower(self.content.width, embedding_dim, self.hidden, dropout, seed=seed, name="tower")
         initializer = keras.initializers.RandomNormal(0.0, 0.05, seed=seed)
         self.id_vector = keras.layers.Embedding(size, embedding_dim, initializer, name="id_vector")
         self.id_bias = keras.layers.Embedding(size, 1, embeddings_initializer="zeros", name="id_bias")
         self.content_bias = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros", name="content_bias")
-        self.popularity_weight = self.add_weight((), keras.initializers.Constant(popularity), name="popularity_weight")
+        self.level_weight = self.add_weight((), keras.initializers.Constant(level), name="level_weight")
         self.id_vector.build()
         self.id_bias.build()
         self.content_bias.build((None, self.content.width))
@@ -181,12 +182,12 @@ class ItemEncoder(keras.layers.Layer):
             rows = ops.where(kept, rows, ops.zeros_like(rows))
         content = self.content(features)
         vector = self.id_vector(rows) + self.tower(content, training=training)
-        popular = ops.cast(features["item_popularity"], vector.dtype)[..., None] * self.popularity_weight
-        bias = self.id_bias(rows) + self.content_bias(content) + popular
+        level = ops.cast(features["item_level"], vector.dtype)[..., None] * self.level_weight
+        bias = self.id_bias(rows) + self.content_bias(content) + level
         return ops.concatenate([vector, bias], axis=-1)
 
     def get_config(self) -> dict[str, Any]:
-        names = ("embedding_dim", "hidden", "dropout", "id_dropout", "popularity", "seed")
+        names = ("embedding_dim", "hidden", "dropout", "id_dropout", "level", "seed")
         own = {name: getattr(self, name) for name in names}
         return {**super().get_config(), "specs": [vars(spec) for spec in self.specs], **own}
 

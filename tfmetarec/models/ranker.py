@@ -104,7 +104,6 @@ class Ranker(keras.Model):
             (),
             dropout,
             id_dropout,
-            popularity=1.0 if implicit else 0.0,
             seed=seed,
             name="item_encoder",
         )

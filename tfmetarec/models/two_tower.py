@@ -127,7 +127,6 @@ class TwoTower(keras.Model):
             self.item_hidden,
             dropout,
             id_dropout,
-            popularity=1.0 if implicit else 0.0,
             seed=seed,
             name="item_encoder",
         )

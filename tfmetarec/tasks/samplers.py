@@ -150,10 +150,9 @@ class NegativeSampler:
         rows = self.draw_shared(count, rng)
         met, owner = self._histories(tasks)
         distinct, inverse = np.unique(rows, return_inverse=True)
-        place_of = np.full(len(self._probability), -1)  # A binary search for each took most of the draw.
-        place_of[distinct] = np.arange(len(distinct))
-        place = place_of[met]
-        hit = place >= 0
+        # A binary search among the draws: a table over the whole catalogue would be faster, and grow with it.
+        place = np.minimum(np.searchsorted(distinct, met), len(distinct) - 1)
+        hit = distinct[place] == met
         positive = np.zeros((len(tasks), len(distinct)), bool)
         positive[owner[hit], place[hit]] = True
         weight = 1.0 - positive[:, inverse].astype(np.float32)

@@ -23,9 +23,7 @@ def test_the_catalogue_and_the_cold_households_have_the_published_counts(purchas
     warm = purchases.table.filter(~pl.col("user_id").is_in(cold))
     catalogue = warm["item_id"].value_counts().filter(pl.col("count") >= 10)["item_id"]
     assert (len(households), len(catalogue)) == (2_469, 15_164)
-    of_cold = purchases.table.filter(
-        pl.col("user_id").is_in(cold), pl.col("item_id").is_in(catalogue.implode())
-    )
+    of_cold = purchases.table.filter(pl.col("user_id").is_in(cold), pl.col("item_id").is_in(catalogue.implode()))
     assert of_cold["user_id"].value_counts().filter(pl.col("count") >= 40).height == 434
 
 
@@ -46,9 +44,7 @@ def test_a_row_is_a_pair_with_the_first_time_it_was_bought(purchases):
 
 def test_products_of_one_basket_keep_the_order_of_the_receipt(purchases):
     lines = raw("transactions").filter(pl.col("household_id") == 1)
-    receipt = lines.sort("transaction_timestamp", maintain_order=True)["product_id"].unique(
-        maintain_order=True
-    )
+    receipt = lines.sort("transaction_timestamp", maintain_order=True)["product_id"].unique(maintain_order=True)
     assert purchases.table.filter(pl.col("user_id") == 1)["item_id"].to_list() == receipt.to_list()
 
 

@@ -137,12 +137,14 @@ class Baseline:
 
 
 def at_least(name: str, value: Any, low: int) -> Any:
+    """Returns the setting `value`, or refuses one below `low`, NaN included."""
     if not value >= low:
         raise ValueError(f"`{name}` must be at least {low}. Received: {name}={value}")
     return value
 
 
 def above(name: str, value: Any, low: int) -> Any:
+    """Returns the setting `value`, or refuses one that is not above `low`, NaN included."""
     if not value > low:
         raise ValueError(f"`{name}` must be greater than {low}. Received: {name}={value}")
     return value

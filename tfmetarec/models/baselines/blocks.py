@@ -9,6 +9,7 @@ BLOCK_SIZE = 2**23
 
 
 def blocks(size: int, width: int) -> Iterator[slice]:
+    """Cuts `size` rows of `width` numbers each into slices, none of them empty."""
     step = max(1, BLOCK_SIZE // max(1, width))
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
 

@@ -18,6 +18,7 @@ def ridge(features: np.ndarray, weight: np.ndarray, target: np.ndarray, penalty:
 
 
 def shrunk_means(index: np.ndarray, values: np.ndarray, size: int, shrinkage: float) -> np.ndarray:
+    """Means `(size,)` of `values` by `index`, each with `shrinkage` extra zeros; 0 where there is nothing to count."""
     count = np.bincount(index, minlength=size) + shrinkage
     return np.bincount(index, values, minlength=size) / np.where(count > 0, count, 1)
 
@@ -34,10 +35,12 @@ def support_matrix(item: np.ndarray, label: np.ndarray, real: np.ndarray, n_item
 
 
 def popularity(matrix: scipy.sparse.csr_matrix) -> np.ndarray:
+    """How many users had each item, `(n_items,)` float32."""
     return np.bincount(matrix.indices, minlength=matrix.shape[1]).astype(np.float32)
 
 
 def popular_if_empty(scores: np.ndarray, has_support: np.ndarray, popularity: np.ndarray) -> np.ndarray:
+    """`scores` `(T, n_items)`, but the popularity list for tasks whose support says nothing."""
     return np.where(has_support[:, None], scores, popularity).astype(np.float32)
 
 
