@@ -63,7 +63,9 @@ def test_what_is_in_the_support_is_not_recommended_again() -> None:
 
 def test_users_with_too_few_interactions_are_counted() -> None:
     data = shop()
-    table = cold_start({"oracle": Oracle(np.zeros(9))}, data, vocabulary=Vocabulary.fit(data), shots=(4,), query=2)
+    table = cold_start(
+        {"oracle": Oracle(np.zeros(9))}, data, vocabulary=Vocabulary.fit(data), shots=(4,), query=2, top_k=2
+    )
     assert table.notes == ("2 users with fewer than 6 interactions were left out",)
     assert table.per_user["user_id"].to_list() == [1, 2]
 
@@ -125,10 +127,14 @@ def test_comparing_a_learner_with_itself_finds_nothing() -> None:
     [
         ({"shots": ()}, r"`shots` must be one or more ints, at least 0. Received: shots=\(\)"),
         ({"shots": (-1,)}, "`shots` must be one or more ints"),
-        ({"query": 0}, "`query` must be at least 1. Received: query=0"),
-        ({"top_k": 0}, "`top_k` must be at least 1. Received: top_k=0"),
+        ({"query": 0}, "`query` must be an int, at least 1. Received: query=0"),
+        ({"top_k": 0}, "`top_k` must be an int, at least 1. Received: top_k=0"),
         ({"order": "backwards"}, "`order` must be 'time' or 'random'. Received: order='backwards'"),
-        ({"query": 500}, "no user has `min_interactions` interactions"),
+        ({"query": 500}, "need 501 interactions of a user together. Received: users with at most 6"),
+        ({"shots": (1, 1)}, r"`shots` must be different. Received: shots=\(1, 1\)"),
+        ({"shots": 5}, "`shots` must be one or more ints"),
+        ({"confidence": 1.0}, "`confidence` must be between 0 and 1"),
+        ({"seed": -1}, "`seed` must be an int, at least 0. Received: seed=-1"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict, message: str) -> None:
@@ -142,3 +148,51 @@ def test_options_out_of_range_are_refused(options: dict, message: str) -> None:
 def test_without_a_vocabulary_it_says_so() -> None:
     with pytest.raises(ValueError, match="`vocabulary` must be given"):
         cold_start({"o": Oracle(np.zeros(9))}, shop(), shots=(1,), query=1)
+
+
+def test_an_item_met_twice_is_not_in_support_and_query_alike() -> None:
+    """Viewed, then bought: the purchase would be known from the view, and excluded though relevant."""
+    rows = [("ann", item, time, "view") for time, item in enumerate("abcd")]
+    rows += [("ann", item, 10 + time, "purchase") for time, item in enumerate("abcd")]
+    table = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "behavior"], orient="row")
+    data = Interactions.from_frames(table, feedback="implicit")
+    oracle = Oracle(np.array([0, 4, 3, 2, 1], float))
+    found = cold_start({"oracle": oracle}, data, vocabulary=Vocabulary.fit(data), shots=(0, 2), query=2, top_k=2)
+    assert found.notes == ("4 interactions with an item that the user had already met were left out",)
+    assert found.per_user["recall@2"].to_list() == [0.0, 1.0]  # K=0: a, b for c, d. K=2: c, d.
+
+
+def test_a_recommender_that_scores_wrongly_is_named() -> None:
+    data = shop()
+    vocabulary = Vocabulary.fit(data)
+
+    class Narrow(Oracle):
+        def score(self, state: int, item: Any) -> np.ndarray:
+            return super().score(state, item)[:, :-1]
+
+    options = {"vocabulary": vocabulary, "shots": (1,), "query": 1}
+    with pytest.raises(ValueError, match=r"'narrow' must score \(4, 9\) items here. Received: shape \(4, 8\)"):
+        cold_start({"narrow": Narrow(np.zeros(9))}, data, **options)
+    with pytest.raises(ValueError, match="'nan' must give finite scores at K=1"):
+        cold_start({"nan": Oracle(np.full(9, np.nan))}, data, **options)
+    with pytest.raises(ValueError, match="must not be called like a floor. Received: 'popularity'"):
+        cold_start({"popularity": Oracle(np.zeros(9))}, data, train=data, **options)
+
+
+def test_at_k_0_nothing_of_the_user_shows_even_past_the_length() -> None:
+    data = shop()
+    oracle = Oracle(np.zeros(9))
+    cold_start({"oracle": oracle}, data, vocabulary=Vocabulary.fit(data), shots=(0,), query=2)
+    assert not oracle.supports[0].any()
+
+
+def test_kinds_of_feedback_are_not_mixed() -> None:
+    ratings = Interactions.from_frames(shop().table.with_columns(pl.lit(3.0).alias("label")), feedback="explicit")
+    with pytest.raises(ValueError, match="must have the feedback that `vocabulary` was fitted on, implicit"):
+        cold_start({"o": Oracle(np.zeros(9))}, ratings, vocabulary=Vocabulary.fit(shop()), shots=(1,), query=1)
+
+
+def test_a_list_longer_than_the_catalogue_is_noted() -> None:
+    found = cold_start({"o": Oracle(np.zeros(9))}, shop(), vocabulary=Vocabulary.fit(shop()), shots=(1,), query=1)
+    assert "the catalogue has 8 items: lists are that long" in found.notes
+    assert "recall@8" in found.summary["metric"].to_list()

@@ -106,7 +106,7 @@ def test_any_stretch_of_the_stream_can_be_drawn_alone():
 POPULARITY = np.array([0, 8, 4, 2, 2, 1, 1, 1, 1])
 CATEGORY = np.array([0, 1, 1, 1, 2, 2, 2, 0, 0])
 HISTORIES = [[1, 2, 4], [1, 5], [3, 6, 7, 8]]
-SHOP = table_of(3, 2, 4, items=sum(HISTORIES, []))
+SHOP = table_of(3, 2, 4, items=[item for history in HISTORIES for item in history])
 
 
 def negatives(kind, count=300, seed=0):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +13,7 @@ from tfmetarec.data.interactions import Interactions
 from tfmetarec.data.vocabulary import Vocabulary
 from tfmetarec.evaluation import metrics
 from tfmetarec.evaluation.bootstrap import Difference, bootstrap_mean, paired_bootstrap
-from tfmetarec.models.baselines import Ratings, floors
+from tfmetarec.models.baselines import Baseline, Ratings, floors
 from tfmetarec.tasks.episode import Features, Support
 from tfmetarec.tasks.table import TaskTable
 
@@ -49,12 +49,14 @@ class ColdStartTable:
         per_user: one row per learner, K and user, with a column for each metric.
         feedback: "implicit" or "explicit".
         notes: one sentence for each thing left out.
+        confidence: of the intervals.
     """
 
     summary: pl.DataFrame
     per_user: pl.DataFrame
     feedback: str
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    confidence: float = 0.95
 
     def pivot(self, metric: str | None = None) -> pl.DataFrame:
         """Learners down, K across: the means of one metric (the headline one if `None`)."""
@@ -71,7 +73,7 @@ class ColdStartTable:
                 raise KeyError(f"no learner {learner!r} at K={shots} in this table")
             return chosen.sort("user_id")[metric].to_numpy()
 
-        return paired_bootstrap(values(a), values(b), seed=seed)
+        return paired_bootstrap(values(a), values(b), confidence=self.confidence, seed=seed)
 
     def best_floor(self, shots: int, learners: Sequence[str], metric: str | None = None) -> str:
         """The best learner at one K that is not among `learners`."""
@@ -79,6 +81,8 @@ class ColdStartTable:
         chosen = self.summary.filter(
             (pl.col("metric") == metric) & (pl.col("K") == shots) & ~pl.col("learner").is_in(list(learners))
         )
+        if chosen.is_empty():
+            raise KeyError(f"nothing to choose from at K={shots} in this table")
         return chosen.sort("mean", descending=metric not in LOWER_IS_BETTER)["learner"][0]
 
     def metric_name(self, metric: str | None = None) -> str:
@@ -112,7 +116,9 @@ def cold_start(
     is judged, the same for every K and every recommender. With implicit feedback the whole catalogue less the
     support is ranked (recall, nDCG, hit rate and MRR of the `top_k`); with explicit feedback the ratings of
     the query are predicted (MAE and RMSE, clipped to the range of ratings, and nDCG@5). Users with fewer than
-    `max(shots) + query` interactions are counted in `notes` and left out.
+    `max(shots) + query` interactions are counted in `notes` and left out. At a small K the items between the
+    support and the query can be recommended and count as misses, so that part of the rise with K is theirs: it
+    shows in popularity too, and comparisons belong within one K.
 
     Args:
         recommenders: one, or several by name.
@@ -129,24 +135,34 @@ def cold_start(
         seed: int: of the order, of ties, of floors and of the bootstrap.
 
     Raises:
-        ValueError: for an option out of range, or if no user has enough interactions.
+        ValueError: for an option out of range, a recommender that is called like a floor, scores of a wrong
+            shape or not finite, or if no user has enough interactions.
     """
     named = dict(recommenders) if isinstance(recommenders, Mapping) else {_name(recommenders): recommenders}
     if vocabulary is None:
         vocabulary = next((v for r in named.values() if (v := getattr(r, "vocabulary", None)) is not None), None)
     if vocabulary is None:
         raise ValueError("`vocabulary` must be given: none of the recommenders has one of its own.")
-    if not shots or min(shots) < 0:
-        raise ValueError(f"`shots` must be one or more ints, at least 0. Received: shots={tuple(shots)}")
-    for name, value in (("query", query), ("top_k", top_k)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
+    if not named and train is None:
+        raise ValueError("`recommenders` must hold at least one, or `train` be given for the floors. Received: neither")
+    _check(shots, query, top_k, confidence, seed)
     feedback = vocabulary.specs.feedback
-    table = TaskTable.build(interactions, vocabulary, min_interactions=max(shots) + query)
+    width = max(shots) + query
+    longest = int(interactions.table.group_by("user_id").len()["len"].to_numpy().max())
+    if longest < width:
+        raise ValueError(
+            f"`shots` and `query` need {width} interactions of a user together. Received: users with at most {longest}"
+        )
+    table = TaskTable.build(interactions, vocabulary, min_interactions=width)
+    slots, notes = _slots(table, width, order, seed), table.notes
+    if top_k > vocabulary.n_items - 1:
+        top_k = vocabulary.n_items - 1
+        notes = (*notes, f"the catalogue has {top_k} items: lists are that long")
     if train is not None:
-        named = {**fitted_floors(train, vocabulary, seed=seed), **named}
-    top_k = min(top_k, vocabulary.n_items - 1)
-    slots = _slots(table, max(shots) + query, order, seed)
+        fitted = fitted_floors(train, vocabulary, seed=seed)
+        if same := sorted(set(fitted) & set(named)):
+            raise ValueError(f"`recommenders` must not be called like a floor. Received: {same[0]!r}")
+        named = {**fitted, **named}
     kept: list[pl.DataFrame] = []
     written: list[pl.DataFrame] = []
     for name, recommender in named.items():
@@ -154,8 +170,9 @@ def cold_start(
             if progress is not None:
                 progress(name, k)
             for users, trial in _trials(table, slots, k, max(shots)):
+                scores = _scores(name, recommender, trial, table, vocabulary)
                 judge = _judge_ranking if feedback == "implicit" else _judge_ratings
-                figures, rows = judge(recommender, trial, table, vocabulary, top_k, seed)
+                figures, rows = judge(scores, trial, table, vocabulary, top_k, seed)
                 ids = {"learner": name, "K": k, "user_id": users}
                 kept.append(pl.DataFrame({**ids, **figures}))
                 if predictions is not None:
@@ -163,7 +180,7 @@ def cold_start(
     if predictions is not None:
         _write_whole(pl.concat(written), Path(predictions))
     per_user = pl.concat(kept)
-    return ColdStartTable(_summary(per_user, confidence, seed), per_user, feedback, table.notes)
+    return ColdStartTable(_summary(per_user, confidence, seed), per_user, feedback, notes, confidence)
 
 
 def fitted_floors(train: Interactions, vocabulary: Vocabulary, *, seed: int = 0) -> dict[str, Recommender]:
@@ -195,17 +212,32 @@ def _trials(table: TaskTable, slots: np.ndarray, k: int, most: int) -> Iterator[
         part = slots[first : first + _BATCH]
         shown = part[:, : max(k, 1)]  # Width 1 for K = 0, with length 0: an empty width would lose the shapes.
         item = table.items.take(table.item[shown])
+        if k == 0:  # Nothing of the user may show, not even past the length.
+            item = {name: np.zeros_like(value) for name, value in item.items()}
         users = table.users.take(table.user[part[:, 0]])
         length = np.full(len(part), k, np.int32)
-        support = Support(users, item, table.label[shown], length)
+        support = Support(users, item, table.label[shown] * min(k, 1), length)
         yield table.keys[first : first + _BATCH], Trial(support, shown[:, :k], part[:, most:])
 
 
+def _scores(name: str, recommender: Recommender, trial: Trial, table: TaskTable, vocabulary: Vocabulary) -> np.ndarray:
+    """`(T, I)` scores of the catalogue, row 0 minus infinity, or `(T, Q)` predicted ratings of the query."""
+    ranking = vocabulary.specs.feedback == "implicit"
+    item = vocabulary.catalogue if ranking else table.items.take(table.item[trial.query])
+    scores = np.array(recommender.score(recommender.adapt(trial.support), item), np.float32)
+    wanted = (len(trial.query), vocabulary.n_items) if ranking else trial.query.shape
+    if scores.shape != wanted:
+        raise ValueError(f"{name!r} must score {wanted} items here. Received: shape {scores.shape}")
+    if ranking:
+        scores[:, 0] = -np.inf
+    if np.isnan(scores).any() or (not ranking and not np.isfinite(scores).all()):
+        raise ValueError(f"{name!r} must give finite scores at K={trial.seen.shape[1]}. Received: NaN or infinity")
+    return scores
+
+
 def _judge_ranking(
-    recommender: Recommender, trial: Trial, table: TaskTable, vocabulary: Vocabulary, top_k: int, seed: int
+    scores: np.ndarray, trial: Trial, table: TaskTable, vocabulary: Vocabulary, top_k: int, seed: int
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    scores = np.array(recommender.score(recommender.adapt(trial.support), vocabulary.catalogue), np.float32)
-    scores[:, 0] = -np.inf
     top = metrics.top_items(scores, top_k, exclude=table.item[trial.seen], seed=seed)
     relevant = table.item[trial.query]
     figures = {
@@ -223,11 +255,9 @@ def _judge_ranking(
 
 
 def _judge_ratings(
-    recommender: Recommender, trial: Trial, table: TaskTable, vocabulary: Vocabulary, top_k: int, seed: int
+    predicted: np.ndarray, trial: Trial, table: TaskTable, vocabulary: Vocabulary, top_k: int, seed: int
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    candidates = table.items.take(table.item[trial.query])
     labels = table.label[trial.query]
-    predicted = np.asarray(recommender.score(recommender.adapt(trial.support), candidates))
     clipped = np.clip(predicted, *vocabulary.label_range)
     figures = {
         "mae": metrics.mae(labels, clipped),
@@ -237,7 +267,8 @@ def _judge_ratings(
     ids = table.items.ids
     rows = {
         "item_id": [ids[row].to_list() for row in table.item[trial.query]],
-        "score": predicted.tolist(),
+        "score": predicted.tolist(),  # nDCG orders by it.
+        "rating": clipped.tolist(),  # MAE and RMSE judge it.
         "label": labels.tolist(),
     }
     return figures, rows
@@ -261,5 +292,17 @@ def _write_whole(frame: pl.DataFrame, path: Path) -> None:
     os.replace(partial, path)
 
 
+def _check(shots: Sequence[int], query: int, top_k: int, confidence: float, seed: int) -> None:
+    if isinstance(shots, int) or not len(shots) or any(not isinstance(k, int) or k < 0 for k in shots):
+        raise ValueError(f"`shots` must be one or more ints, at least 0. Received: shots={shots!r}")
+    if len(set(shots)) < len(shots):
+        raise ValueError(f"`shots` must be different. Received: shots={tuple(shots)}")
+    for name, value, least in (("query", query, 1), ("top_k", top_k, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"`{name}` must be an int, at least {least}. Received: {name}={value!r}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"`confidence` must be between 0 and 1. Received: confidence={confidence}")
+
+
 def _name(recommender: Recommender) -> str:
-    return getattr(recommender, "label", None) or type(recommender).__name__
+    return recommender.name if isinstance(recommender, Baseline) else type(recommender).__name__

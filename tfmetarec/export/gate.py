@@ -49,11 +49,7 @@ def check(folder: Path, learner: MetaLearner, signatures: list[str], top_k: int)
         found = {key.rsplit("/", 1)[1]: value for key, value in answers.items() if key.startswith(f"{case}/")}
         expected = live_answer(learner, signature, request, top_k)
         _compare(case, found, expected, len(next(iter(request.values()))))
-        difference = max(
-            float(np.max(np.abs(found[name] - value), where=np.isfinite(value), initial=0.0))
-            for name, value in expected.items()
-            if value.dtype.kind == "f"
-        )
+        difference = max(_apart(found[name], value) for name, value in expected.items() if value.dtype.kind == "f")
         differences[signature] = max(differences[signature], difference)
     return differences
 
@@ -114,20 +110,29 @@ def _compare(case: str, found: dict[str, Any], expected: dict[str, np.ndarray], 
         if got.shape[:1] != (batch,) or got.shape != value.shape:
             raise GateError(f"{case} answers {name!r} with shape {got.shape} where the live model has {value.shape}.")
         if value.dtype.kind == "f" and not np.allclose(got, value, rtol=TOLERANCE, atol=TOLERANCE):
-            apart = np.nanmax(np.abs(got - value))
-            raise GateError(f"{case} answers {name!r} differently from the live model: up to {apart:.2g} apart.")
+            raise GateError(
+                f"{case} answers {name!r} differently from the live model: up to {_apart(got, value):.2g} apart."
+            )
     if "items" in expected:
         _compare_items(case, found, expected)
 
 
+def _apart(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest absolute difference: 0 between equal infinities, infinite where only one side is finite."""
+    apart = np.where(found == expected, 0.0, np.inf)
+    np.subtract(found, expected, out=apart, where=np.isfinite(found) & np.isfinite(expected))
+    return float(np.max(np.abs(apart), initial=0.0))
+
+
 def _compare_items(case: str, found: dict[str, Any], expected: dict[str, np.ndarray]) -> None:
     """Ids must agree except where their scores tie."""
-    scores = expected["scores"]
+    # Places that no item was left for have the score -inf, whose difference from itself would be NaN.
+    scores = np.maximum(expected["scores"], -1e30)
     apart = np.abs(np.diff(scores, axis=1)) > TOLERANCE * np.maximum(1, np.abs(scores[:, 1:]))
     # Clear of the neighbour on both sides; the last place may tie with the first one not shown.
     clear = np.pad(apart, ((0, 0), (1, 0)), constant_values=True) & np.pad(
         apart, ((0, 0), (0, 1)), constant_values=False
     )
-    wrong = (found["items"] != expected["items"]) & clear & np.isfinite(scores)
+    wrong = (found["items"] != expected["items"]) & clear & np.isfinite(expected["scores"])
     if wrong.any():
         raise GateError(f"{case} recommends other items than the live model in {int(wrong.sum())} places.")

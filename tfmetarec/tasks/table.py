@@ -77,7 +77,9 @@ class TaskTable:
 
         With implicit feedback an interaction with an item outside the catalogue is left out, since nothing
         could recommend it; with explicit feedback it stays, carried by its content. Both are counted in
-        `notes`, as are tasks with fewer than `min_interactions` left.
+        `notes`, as are tasks with fewer than `min_interactions` left. Of a user who met an item several times
+        (once a behavior or domain) the first time counts, since an item in support and query alike would be
+        known; tasks about domains keep one for each domain.
 
         Args:
             interactions: any part of a split.
@@ -86,13 +88,18 @@ class TaskTable:
             min_interactions: int, at least 1. Smaller tasks are left out.
 
         Raises:
-            ValueError: if `kind` is unknown, or no task is left.
+            ValueError: if `kind` is unknown, the kinds of feedback differ, or no task is left.
         """
         if kind not in KINDS:
             raise ValueError(f"`kind` must be one of {', '.join(KINDS)}. Received: kind={kind!r}")
         key = {"user": "user_id", "item": "item_id", "domain": "domain"}[kind]
         if key not in interactions.table.columns:
             raise ValueError("`kind` 'domain' needs a `domain` column in the interactions, which have none.")
+        if interactions.schema.feedback != vocabulary.specs.feedback:
+            raise ValueError(
+                f"`interactions` must have the feedback that `vocabulary` was fitted on, {vocabulary.specs.feedback}. "
+                f"Received: {interactions.schema.feedback}"
+            )
         table, notes = interactions.table, []
         if vocabulary.specs.feedback == "implicit":
             known = table.filter(pl.col("item_id").is_in(pl.Series(vocabulary.item_ids[1:].tolist()).implode()))
@@ -102,6 +109,15 @@ class TaskTable:
                     "the catalogue and were left out"
                 )
             table = known
+        ordered = "timestamp" in table.columns
+        table = table.sort([key, "timestamp"] if ordered else [key], maintain_order=True)
+        pair = ["user_id", "item_id", *(["domain"] if kind == "domain" else [])]
+        first = table.unique(pair, keep="first", maintain_order=True)
+        if first.height < table.height:
+            notes.append(
+                f"{table.height - first.height:,} interactions with an item that the user had already met were left out"
+            )
+        table = first
         counts = table.group_by(key).len()
         small = counts.filter(pl.col("len") < min_interactions)
         if small.height:
@@ -111,8 +127,6 @@ class TaskTable:
             raise ValueError(
                 f"no {kind} has `min_interactions` interactions. Received: min_interactions={min_interactions}"
             )
-        order = [key, "timestamp"] if "timestamp" in table.columns else [key]
-        table = table.sort(order, maintain_order=True)
         keys = table[key].unique().sort()
         start = np.searchsorted(table[key].rank("dense").to_numpy(), np.arange(1, len(keys) + 2))
 
@@ -135,7 +149,7 @@ class TaskTable:
             _labels(table, vocabulary),
             user_table,
             item_table,
-            "timestamp" in table.columns,
+            ordered,
             tuple(notes),
         )
 
