@@ -131,6 +131,7 @@ def test_an_export_that_answers_otherwise_is_not_published(published, monkeypatc
     assert everything_in(tmp_path / "shop") == []
 
 
+@pytest.mark.slow
 def test_two_exports_at_once_get_versions_of_their_own(published, shops, make_learner):
     _, first, base = published
     learners = [make_learner(shops["explicit"][1]) for _ in range(2)]

@@ -11,7 +11,7 @@ def last_dense(model):
     return [id(variable) in ids for variable in model.trainable_variables]
 
 
-@pytest.mark.parametrize("feedback", ["explicit", "implicit"])
+@pytest.mark.parametrize("feedback", ["explicit", pytest.param("implicit", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("float64")
 def test_the_meta_gradient_is_exact_with_only_the_last_layer_moving(settings, first_batch, by_the_book, feedback):
     setting = settings[feedback]

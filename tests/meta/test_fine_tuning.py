@@ -19,7 +19,7 @@ def plain_gradients(by_the_book, model, episode):
     return float(tf.add_n(query)) / len(query), [tf.convert_to_tensor(g).numpy() for g in gradients]
 
 
-@pytest.mark.parametrize("feedback", ["explicit", "implicit"])
+@pytest.mark.parametrize("feedback", [pytest.param("explicit", marks=pytest.mark.slow), "implicit"])
 @pytest.mark.usefixtures("float64")
 def test_training_is_plain_training_on_support_and_query(settings, first_batch, by_the_book, feedback):
     setting = settings[feedback]

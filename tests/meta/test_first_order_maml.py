@@ -4,7 +4,7 @@ from tfmetarec.meta import FirstOrderMAML
 from tfmetarec.models import TwoTower
 
 
-@pytest.mark.parametrize("feedback", ["explicit", "implicit"])
+@pytest.mark.parametrize("feedback", [pytest.param("explicit", marks=pytest.mark.slow), "implicit"])
 @pytest.mark.usefixtures("float64")
 def test_the_outer_gradient_takes_the_inner_ones_as_constants(settings, first_batch, by_the_book, feedback):
     setting = settings[feedback]

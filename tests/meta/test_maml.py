@@ -22,7 +22,7 @@ def tiny(kind, vocabulary, own_model):
     [
         ("two_tower", "explicit", 2),
         ("two_tower", "implicit", 1),
-        ("own", "explicit", 1),
+        pytest.param("own", "explicit", 1, marks=pytest.mark.slow),
         ("own", "implicit", 2),
         pytest.param("ranker", "explicit", 1, marks=pytest.mark.slow),
         pytest.param("ranker", "implicit", 2, marks=pytest.mark.slow),

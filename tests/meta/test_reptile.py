@@ -53,7 +53,10 @@ def by_hand(by_the_book, model, episode, proximal):
     return [s.numpy() + EPS * (end - s.numpy()) for s, end in zip(start, ends, strict=True)]
 
 
-@pytest.mark.parametrize(("feedback", "proximal"), [("explicit", 0.0), ("implicit", 0.0), ("explicit", 2.0)])
+@pytest.mark.parametrize(
+    ("feedback", "proximal"),
+    [("implicit", 0.0), ("explicit", 2.0), pytest.param("explicit", 0.0, marks=pytest.mark.slow)],
+)
 @pytest.mark.usefixtures("float64")
 def test_a_step_of_sgd_is_the_published_update(settings, first_batch, by_the_book, feedback, proximal):
     setting = settings[feedback]
