@@ -193,8 +193,10 @@ def test_whole_numbers_mean_exactly_that_much_support(explicit):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"support": (3, 2)}, r"`support` must be at least 0, least before most. Received: support=\(3, 2\)"),
-        ({"support": -1}, "`support` must be at least 0, least before most. Received: support=-1"),
+        ({"support": (3, 2)}, r"`support` must be a whole number of at least 0, .* Received: support=\(3, 2\)"),
+        ({"support": (1, 2, 3)}, r"or the least and the most. Received: support=\(1, 2, 3\)"),
+        ({"support": -1}, "`support` must be a whole number of at least 0, .* Received: support=-1"),
+        ({"seed": -1}, "`seed` must be at least 0. Received: seed=-1"),
         ({"query": 0}, "`query` must be at least 1. Received: query=0"),
         ({"tasks_per_batch": 0}, "`tasks_per_batch` must be at least 1. Received: tasks_per_batch=0"),
         ({"early": 0.5}, "`early` must be at least 1. Received: early=0.5"),

@@ -1,10 +1,13 @@
 """Publishing a learner as a version of a served model: whole, checked, or not at all."""
 
 import json
+import logging
 import os
 import platform
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
@@ -64,7 +67,8 @@ def saved_model(
     staging = Path(tempfile.mkdtemp(prefix="writing-", dir=base))
     try:
         staging.chmod(0o755)  # `mkdtemp` keeps everybody else out, a server under another name included.
-        tf.saved_model.save(served.resources(signatures), str(staging), signatures=signatures)
+        with _quietly():
+            tf.saved_model.save(served.resources(signatures), str(staging), signatures=signatures)
         requests = [
             (name, example_request(served.vocabulary, name, batch=batch, support=20, candidates=100, seed=0))
             for name in signatures
@@ -85,6 +89,18 @@ def versions(path: str | Path) -> list[int]:
     """Published versions under `path`, oldest first."""
     base = Path(path)
     return sorted(int(child.name) for child in base.iterdir() if child.name.isdecimal()) if base.is_dir() else []
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without TensorFlow's line about the assets of a folder that is about to be renamed."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _publish(staging: Path, base: Path) -> int:

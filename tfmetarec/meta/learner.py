@@ -162,7 +162,12 @@ class MetaLearner(keras.Model):
             item: features of the candidates of each task, `(T, N, ...)`, or of candidates common to all
                 tasks, `(N, ...)`. For tasks about an item leave it out and give `user`.
             user: the same for candidate users.
+
+        Raises:
+            ValueError: if there are no candidates.
         """
+        if item is None and user is None:
+            raise ValueError("`item` must be given (or `user`, for tasks about an item). Received: item=None, user=None")
         state, item, user = _tensors((state, item, user))
         if tf.executing_eagerly():
             return self._run_graph(self._score, state, item, user)
@@ -370,6 +375,9 @@ class MetaLearner(keras.Model):
             weighted_metrics: the same; here all metrics are weighted, by 0 for padding.
             jit_compile: bool. XLA for the training step.
         """
+        for name, given in (("metrics", metrics), ("weighted_metrics", weighted_metrics)):
+            if not isinstance(given, list | tuple | None):
+                raise ValueError(f"`{name}` must be a list of Keras metrics. Received: {name}={given!r}")
         # Keras gives sample weights to its weighted metrics alone, and without them padding would count.
         weighted = [*(metrics or ()), *(weighted_metrics or ())] or None
         super().compile(optimizer=optimizer, weighted_metrics=weighted, jit_compile=jit_compile, **kwargs)
@@ -389,6 +397,11 @@ class MetaLearner(keras.Model):
         self.compile(**config)
         if self.optimizer is not None:
             self.optimizer.build(self.trainable_variables)
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The loss first, as `evaluate` returns it. Keras has a loss tracker too, which would be a second "loss"."""
+        return [self.loss_tracker, *(metric for metric in super().metrics if metric.name != "loss")]
 
     def train_step(self, data: Any) -> dict[str, Any]:
         episode = _episode(data)

@@ -158,15 +158,19 @@ def _episodes(
     steps_per_epoch: int | None = None,
     seed: int = 0,
 ) -> Episodes:
-    fewest, most = (support, support) if isinstance(support, int) else support
+    bounds = (support, support) if isinstance(support, int) else tuple(support)
     implicit = vocabulary.specs.feedback == "implicit"
-    if not 0 <= fewest <= most:
-        raise ValueError(f"`support` must be at least 0, least before most. Received: support={support}")
+    if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1]:
+        raise ValueError(
+            f"`support` must be a whole number of at least 0, or the least and the most. Received: support={support}"
+        )
+    fewest, most = bounds
     for name, value, least in (
         ("query", query, 1),
         ("tasks_per_batch", tasks_per_batch, 1),
         ("early", early, 1),
         ("min_interactions", min_interactions, 2),
+        ("seed", seed, 0),
         ("steps_per_epoch", 1 if steps_per_epoch is None else steps_per_epoch, 1),
     ):
         if not value >= least:  # Also for NaN.
