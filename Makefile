@@ -11,16 +11,18 @@ help: ## List what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(STAMP): requirements/lock.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed, and none was found."; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
 		echo "Python 3.11 is needed. Found: $$($(PYTHON) --version 2>&1). Set PYTHON=/path/to/python3.11."; exit 1; }
 	@echo "Setting up .venv (once, about two minutes)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || { \
+		echo "The module venv is needed (Debian and Ubuntu: package python3.11-venv)."; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/lock.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 quickstart: $(STAMP) ## Real purchases to a served recommendation, with everything in between
-	@$(BIN)/tfmetarec quickstart
+	@$(BIN)/python -m tfmetarec quickstart
 
 test: $(STAMP) lint ## Every check that CI runs
 	$(BIN)/python -m pytest -m "not slow"
@@ -29,13 +31,13 @@ test-slow: $(STAMP) ## The long tests too
 	$(BIN)/python -m pytest
 
 lint: $(STAMP) ## ruff and mypy
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
 
 format: $(STAMP) ## Reformat the code
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
 
 lock: ## Renew requirements/lock.txt from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml requirements/build.in --all-extras --python-version 3.11 \

@@ -1,5 +1,6 @@
 import http.server
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -338,3 +339,84 @@ def test_threads_may_share_a_client(client):
     for thread in threads:
         thread.join()
     assert answers == {number: [2.0 * number] for number in range(16)}
+
+
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory):
+    """A model that recommends what it was told of the user, as text."""
+    import tensorflow as tf
+
+    from tfmetarec.server import Server
+
+    spec = tf.TensorSpec
+
+    class Model(tf.Module):
+        @tf.function(
+            input_signature=[
+                spec([None, None], tf.int64, "support"),
+                spec([None, None], tf.float32, "support_labels"),
+                spec([None], tf.int32, "support_length"),
+                spec([None], tf.float32, "user_age"),
+                spec([None], tf.int64, "user_floor"),
+                spec([None], tf.string, "user_home_town"),
+                spec([None, None], tf.string, "user_likes"),
+                spec([None], tf.int32, "user_likes_length"),
+                spec([None, 2], tf.float32, "user_place"),
+            ]
+        )
+        def told(self, support, support_labels, support_length, age, floor, town, likes, likes_length, place):
+            likes = tf.strings.reduce_join(likes, 1, separator="|")
+            place = tf.strings.reduce_join(tf.strings.as_string(place, precision=1), 1, separator="|")
+            age = tf.strings.as_string(age, precision=1)
+            floor, length = tf.strings.as_string(floor), tf.strings.as_string(likes_length)
+            items = tf.stack([age, floor, town, likes, length, place], 1)
+            return {"items": items, "scores": tf.ones(tf.shape(items))}
+
+    base = tmp_path_factory.mktemp("echo") / "echo"
+    model = Model()
+    tf.saved_model.save(model, str(base / "1"), signatures={"adapt_and_recommend": model.told})
+    with Server("echo", base) as running, Client(f"127.0.0.1:{running.rest_api_port}", model="echo") as client:
+        yield lambda user: [item for item, _ in client.recommend([], user=user)]
+
+
+@pytest.mark.serving
+@pytest.mark.parametrize(
+    ("user", "told"),
+    [
+        ({}, ["nan", "0", "", "", "0", "nan|nan"]),
+        ({"age": None, "likes": None, "place": None}, ["nan", "0", "", "", "0", "nan|nan"]),
+        ({"age": "34", "floor": "-2"}, ["34.0", "-2", "", "", "0", "nan|nan"]),
+        ({"age": 34.5, "floor": np.int64(3)}, ["34.5", "3", "", "", "0", "nan|nan"]),
+        ({"home town": "a, b"}, ["nan", "0", "a, b", "", "0", "nan|nan"]),
+        ({"likes": ["tea", "rye, dark"]}, ["nan", "0", "", "tea|rye, dark", "2", "nan|nan"]),
+        ({"likes": "tea, rye"}, ["nan", "0", "", "tea|rye", "2", "nan|nan"]),
+        ({"likes": "tea"}, ["nan", "0", "", "tea", "1", "nan|nan"]),
+        ({"likes": [], "place": "1,2.5"}, ["nan", "0", "", "", "0", "1.0|2.5"]),
+        ({"likes": "", "place": np.array([1, 2])}, ["nan", "0", "", "", "0", "1.0|2.0"]),
+    ],
+)
+def test_features_of_a_user_arrive_as_the_model_wants_them(echo, user, told):
+    assert echo(user) == told
+
+
+@pytest.mark.serving
+@pytest.mark.parametrize(
+    ("user", "message"),
+    [
+        ({"age": "old"}, "`user['age']` must be a number. Received: 'old'"),
+        ({"age": [3]}, "`user['age']` must be a number. Received: [3]"),
+        ({"floor": "2.5"}, "`user['floor']` must be a whole number. Received: '2.5'"),
+        ({"home_town": 3}, "`user['home_town']` must hold text. Received: 3"),
+        ({"likes": ["tea", 3]}, "`user['likes']` must hold text. Received: 3"),
+        ({"place": [1, 2, 3]}, "`user['place']` must be a vector of width 2. Received: width 3"),
+        ({"place": "1"}, "`user['place']` must be a vector of width 2. Received: width 1"),
+        ({"place": "1,x"}, "`user['place']` must be a number. Received: 'x'"),
+        (
+            {"likes_length": 1},
+            "features of the model: ['age', 'floor', 'home_town', 'likes', 'place']. Received: ['likes_length']",
+        ),
+    ],
+)
+def test_features_of_a_user_that_do_not_fit_are_refused(echo, user, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        echo(user)

@@ -75,6 +75,18 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load(tmp_path / "nowhere.yaml")
 
 
+def test_paths_of_the_data_do_not_depend_on_where_a_later_command_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = load(None, ["data.options.mapping=shop/data.yaml", "data.options.folder=../ml"]).data.options
+    assert options == {"mapping": str(tmp_path / "shop" / "data.yaml"), "folder": str(tmp_path.parent / "ml")}
+    sections = "data.options.mapping={interactions: {path: events.csv}, users: {path: [a.csv, /b.csv]}}"
+    mapping = load(None, [sections]).data.options["mapping"]
+    assert mapping["interactions"]["path"] == str(tmp_path / "events.csv")
+    assert mapping["users"]["path"] == [str(tmp_path / "a.csv"), "/b.csv"]
+
+
 def test_every_field_has_a_sentence() -> None:
     for section in Config.model_fields.values():
         for name, field in getattr(section.annotation, "model_fields", {}).items():

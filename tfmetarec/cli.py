@@ -1,6 +1,7 @@
 """The command line: parse, call one function, print. Whatever it does, three lines of Python can do."""
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 app = typer.Typer(
     help="Recommenders that adapt to a new user inside the request.",
@@ -18,8 +20,9 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-console = Console()
-errors = Console(stderr=True)
+# What users named may hold brackets and colons: they are printed as they are.
+console = Console(markup=False, emoji=False)
+errors = Console(stderr=True, markup=False, emoji=False)
 
 ConfigArgument = Annotated[
     Path | None, typer.Argument(help="YAML file of the experiment; the quickstart's if left out.")
@@ -36,7 +39,7 @@ def quickstart(run: RunOption = None, overrides: SetOption = None) -> None:
     """Train on real purchases, compare with baselines, export, serve, and ask for recommendations."""
     from tfmetarec.config import load
 
-    config = load(None, overrides or ())
+    config = load(_own_config(run), overrides or ())
     with _tensorflow():
         from tfmetarec import quickstart as story
     story.run(config, run, console)
@@ -58,20 +61,19 @@ def train(config: ConfigArgument = None, run: RunOption = None, overrides: SetOp
     """Train the learner (and its rival) of an experiment; continues an interrupted run."""
     from tfmetarec.config import load
 
-    if config is None and run is not None and (run / "config.yaml").exists():
-        config = run / "config.yaml"
-    settings = load(config, overrides or ())
+    settings = load(config or _own_config(run), overrides or ())
     with _tensorflow():
         from tfmetarec import experiment
         from tfmetarec.console import split_table
+    experiment.check(settings, run)
+    prepared = experiment.prepare(settings)
     folder = experiment.start_run(settings, run)
     console.print(f"Run folder: {folder}", soft_wrap=True)
     with _resumable(folder):
-        prepared = experiment.prepare(settings)
         console.print(split_table(prepared.split, prepared.vocabulary.name))
         experiment.train(settings, folder, prepared)
         experiment.train_rival(settings, folder, prepared)
-    console.print(f"Trained. Next: tfmetarec evaluate {folder}", soft_wrap=True)
+    console.print(f"Trained. Next: tfmetarec evaluate {shlex.quote(str(folder))}", soft_wrap=True)
 
 
 @app.command()
@@ -98,12 +100,14 @@ def evaluate(
             prepared,
             learners,
             predictions=predictions,
-            progress=lambda name, k: status.update(f"judging {name} at K={k}"),
+            progress=lambda name, k: status.update(Text(f"judging {name} at K={k}")),
         )
     for note in table.notes:
-        console.print(f"[dim]{note}[/dim]")
+        console.print(note, style="dim")
     console.print(cold_start_table(table, metric, learners=list(learners)))
     console.print(f"Figures: {run / 'metrics.json'}", soft_wrap=True)
+    if predictions:
+        console.print(f"Predictions: {run / 'predictions.parquet'}", soft_wrap=True)
 
 
 @app.command()
@@ -124,8 +128,9 @@ def export(
     console.print(table)
     base = published.path.parent
     console.print(f"Published {published.path}", soft_wrap=True)
+    base_path = shlex.quote(str(base.absolute()))
     console.print(
-        f"Next: tfmetarec serve --rest_api_port=8501 --model_name={config.name} --model_base_path={base.absolute()}",
+        f"Next: tfmetarec serve --rest_api_port=8501 --model_name={config.name} --model_base_path={base_path}",
         soft_wrap=True,
     )
 
@@ -147,7 +152,9 @@ def recommend(
     server: Annotated[str, typer.Option(help="host:port of the server.")] = "127.0.0.1:8501",
     protocol: Annotated[str, typer.Option(help="rest or grpc.")] = "rest",
     label: Annotated[list[float] | None, typer.Option(help="Rating of each item, in order; 1 if left out.")] = None,
-    user: Annotated[list[str] | None, typer.Option(help="A feature of the user, e.g. --user age=25-34.")] = None,
+    user: Annotated[
+        list[str] | None, typer.Option(help="A feature of the user, e.g. --user age=25-34; a list as a,b.")
+    ] = None,
     export: Annotated[Path | None, typer.Option(help="Exported version, to show names instead of ids.")] = None,
 ) -> None:
     """Ask a running server what it would recommend to a user."""
@@ -174,11 +181,11 @@ def main() -> None:
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
-        errors.print("[yellow]Interrupted.[/yellow] What was finished is kept.")
+        errors.print(Text.assemble(("Interrupted.", "yellow"), " What was finished is kept."))
         sys.exit(130)
     except Exception as error:
         if type(error).__module__.startswith("click") or hasattr(error, "format_message"):
-            errors.print(f"[red]error:[/red] {error.format_message()}", highlight=False)  # type: ignore[attr-defined]
+            _print_error(error.format_message())  # type: ignore[attr-defined]
             sys.exit(2)
         if os.environ.get("TFMETAREC_TRACEBACK"):
             raise
@@ -186,8 +193,17 @@ def main() -> None:
             error, "code"
         ):
             raise
-        errors.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        _print_error(str(error))
         sys.exit(1)
+
+
+def _print_error(message: str) -> None:
+    errors.print(Text.assemble(("error:", "red"), f" {message}"), highlight=False, soft_wrap=True)
+
+
+def _own_config(run: Path | None) -> Path | None:
+    """The configuration of the run that is continued, so that its options need not be given again."""
+    return run / "config.yaml" if run is not None and (run / "config.yaml").exists() else None
 
 
 @contextmanager
@@ -195,7 +211,8 @@ def _resumable(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        errors.print(f"[yellow]Interrupted.[/yellow] Continue with: tfmetarec train --run {folder}", soft_wrap=True)
+        command = f"tfmetarec train --run {shlex.quote(str(folder))}"
+        errors.print(Text.assemble(("Interrupted.", "yellow"), f" Continue with: {command}"), soft_wrap=True)
         sys.exit(130)
 
 

@@ -171,25 +171,24 @@ class Client:
             items: raw ids of what the user met, oldest first; may be empty. Where ids are numbers, their text
                 will do.
             labels: float for each, e.g. ratings. Defaults to 1, as implicit feedback has it.
-            user: raw features of the user by name, such as `{"age": "25-34"}`. What is left out counts as
-                not known.
+            user: raw features of the user by name, such as `{"age": "25-34"}`. What is left out or `None`
+                counts as not known. Numbers may come as text; a list or a vector may, with commas between
+                its entries.
 
         Returns:
             Item ids and scores, best first; none that is in `items`.
 
         Raises:
             ServingError: as `predict`.
-            ValueError: if `items` and `labels` differ in length, or the model has no such user feature.
+            ValueError: if `items` and `labels` differ in length, or the model has no such user feature, or a
+                feature does not fit its type.
         """
         signature = "adapt_and_recommend"
         wanted = self._signature(signature, time.monotonic() + self._timeout_s)["inputs"]
         labels = [1.0] * len(items) if labels is None else labels
         if len(labels) != len(items):
             raise ValueError(f"`labels` must be as many as `items`. Received: {len(labels)} and {len(items)}")
-        known = {name.removeprefix("user_") for name in wanted if name.startswith("user_")}
-        unknown = sorted(set(user or {}) - known)
-        if unknown:
-            raise ValueError(f"`user` must hold features of the model: {sorted(known)}. Received: {unknown}")
+        features = _user_inputs(user or {}, {n: info for n, info in wanted.items() if n.startswith("user_")})
         # One padded row with length 0 stands for nobody: an empty list would lose its inner dimension.
         as_text = wanted["support"]["dtype"] == "DT_STRING"
         try:
@@ -200,10 +199,8 @@ class Client:
             "support": [support or ["" if as_text else 0]],
             "support_labels": [list(labels) or [0.0]],
             "support_length": [len(items)],
+            **features,
         }
-        for name in known:
-            info = wanted[f"user_{name}"]
-            inputs[f"user_{name}"] = [(user or {})[name] if name in (user or {}) else _not_known(info)]
         answer = self.predict(inputs, signature)
         return [
             (item, float(score))
@@ -267,10 +264,71 @@ class Client:
         self.close()
 
 
+def _user_inputs(user: Mapping[str, Any], infos: Mapping[str, Any]) -> dict[str, Any]:
+    """One row for every user input of a signature, from the features that are known of the user."""
+    lists = {name for name, info in infos.items() if info["dtype"] == "DT_STRING" and len(_sizes(info)) == 2}
+    lengths = {f"{name}_length" for name in lists}
+    known = [name for name in infos if name not in lengths]
+    # An exported input has `_` for what TensorFlow cannot name, such as the space in "Household Size".
+    given = {name: "user_" + re.sub(r"[^A-Za-z0-9_]", "_", name) for name in user}
+    if unknown := sorted(name for name, wire in given.items() if wire not in known):
+        features = sorted(name.removeprefix("user_") for name in known)
+        raise ValueError(f"`user` must hold features of the model: {features}. Received: {unknown}")
+    values = {given[name]: _feature(name, value, infos[given[name]]) for name, value in user.items()}
+    inputs: dict[str, Any] = {}
+    for name in known:
+        value = values.get(name)
+        if name in lists:
+            inputs[f"{name}_length"] = [len(value or ())]
+        # A list of nothing goes out with one padded entry: `[[]]` would lose its inner dimension.
+        inputs[name] = [value if value not in (None, []) else _not_known(infos[name])]
+    return inputs
+
+
+def _feature(name: str, value: Any, info: Mapping[str, Any]) -> Any:
+    """A raw feature in the type and rank of its input: a scalar, or a list; `None` is not known."""
+    sizes = _sizes(info)
+    if value is None:
+        return None
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if len(sizes) < 2:
+        return _entry(name, value, info["dtype"])
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")] if value.strip() else []
+    elif not isinstance(value, list | tuple):
+        value = [value]
+    entries = [_entry(name, entry, info["dtype"]) for entry in value]
+    if sizes[1] >= 0 and len(entries) != sizes[1]:
+        raise ValueError(f"`user[{name!r}]` must be a vector of width {sizes[1]}. Received: width {len(entries)}")
+    return entries
+
+
+def _entry(name: str, value: Any, dtype: str) -> Any:
+    if dtype == "DT_STRING":
+        if isinstance(value, str | bytes):
+            return value
+        raise ValueError(f"`user[{name!r}]` must hold text. Received: {value!r}")
+    whole = "INT" in dtype
+    try:
+        if isinstance(value, str):
+            return int(value) if whole else float(value)
+    except ValueError:
+        pass  # The same mistake as a value of another type.
+    else:
+        if isinstance(value, int if whole else int | float) and not isinstance(value, bool):
+            return value
+    raise ValueError(f"`user[{name!r}]` must be a {'whole number' if whole else 'number'}. Received: {value!r}")
+
+
+def _sizes(info: Mapping[str, Any]) -> list[int]:
+    return [int(dim["size"]) for dim in info["tensor_shape"].get("dim", ())]
+
+
 def _not_known(info: Mapping[str, Any]) -> Any:
-    """What an input holds for a user of whom nothing is known: empty text, or 0 entries of a list."""
+    """What an input holds for a user of whom nothing is known: empty text, no number, 0 entries of a list."""
     empty: Any = {"DT_STRING": "", "DT_FLOAT": math.nan}.get(info["dtype"], 0)
-    width = [int(dim["size"]) for dim in info["tensor_shape"]["dim"]][1:]
+    width = _sizes(info)[1:]
     return [empty] * max(width[0], 1) if width else empty
 
 

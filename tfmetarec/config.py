@@ -1,6 +1,7 @@
 """One YAML file per experiment, checked before anything starts; an unknown key is told the nearest right one."""
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -106,6 +107,9 @@ class Config(_Section):
 def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML file (or takes the defaults, which are the quickstart's) and applies overrides.
 
+    Relative paths among `data.options` become absolute, from the current directory: a run that is continued
+    from elsewhere finds its data.
+
     Args:
         path: the file.
         overrides: like "meta.inner_learning_rate=0.05"; the value is read as YAML.
@@ -125,6 +129,7 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
             raise ConfigError(f"{path} must hold a mapping of sections. Received: {type(values).__name__}")
     for override in overrides:
         _set(values, override)
+    _make_paths_absolute(values)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -144,6 +149,26 @@ def _set(values: dict[str, Any], override: str) -> None:
         values[last] = yaml.safe_load(value)
     except yaml.YAMLError:
         raise ConfigError(f"the value in {override!r} is not valid YAML") from None
+
+
+def _make_paths_absolute(values: dict[str, Any]) -> None:
+    section = values.get("data")
+    options = section.get("options") if isinstance(section, dict) else None
+    if not isinstance(options, dict):
+        return  # Left out, or refused by the validation that follows.
+    for name in ("mapping", "folder", "cache_dir"):
+        if isinstance(options.get(name), str):
+            options[name] = _absolute(options[name])
+    mapping = options.get("mapping")
+    for part in mapping.values() if isinstance(mapping, dict) else ():
+        if isinstance(part, dict) and isinstance(part.get("path"), str):
+            part["path"] = _absolute(part["path"])
+        elif isinstance(part, dict) and isinstance(part.get("path"), list):
+            part["path"] = [_absolute(path) if isinstance(path, str) else path for path in part["path"]]
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _sentence(error: ValidationError) -> str:

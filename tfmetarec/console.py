@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import polars as pl
 from rich.table import Table
+from rich.text import Text
 
 from tfmetarec.data.splits import Split
 from tfmetarec.evaluation.cold_start import LOWER_IS_BETTER, ColdStartTable
@@ -53,14 +54,9 @@ def cold_start_table(found: ColdStartTable, metric: str | None = None, learners:
     return table
 
 
-def _cells(row: dict, best: dict) -> list[str]:
+def _cells(row: dict, best: dict) -> list[Text]:
     """Means with four digits and no leading zero, as they are usually printed."""
-    return [
-        f"[bold]{row[k]:.4f}[/bold]".replace("0.", ".", 1)
-        if row[k] == best[k]
-        else f"{row[k]:.4f}".replace("0.", ".", 1)
-        for k in best
-    ]
+    return [Text(f"{row[k]:.4f}".replace("0.", ".", 1), "bold" if row[k] == best[k] else "") for k in best]
 
 
 def recommendation_table(title: str, columns: dict[str, list[tuple[str, float]]], width: int) -> Table:

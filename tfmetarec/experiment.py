@@ -10,10 +10,12 @@ A stage that was interrupted is run again with the same folder and goes on where
 
 import difflib
 import importlib
+import inspect
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version as installed_version
@@ -21,12 +23,20 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import polars as pl
+import yaml
 
 from tfmetarec import data, evaluation, export, tasks
-from tfmetarec.config import Config, load
+from tfmetarec.config import Config, ConfigError, load
+from tfmetarec.data.whole_file import write_whole
 from tfmetarec.evaluation.validation import MONITORS
 from tfmetarec.meta import Checkpoint, MetaLearner
 
+# Arguments that `build_learner` gives itself, so that nobody can give them among the options.
+_GIVEN = {
+    "model": ("vocabulary", "embedding_dim", "dropout", "id_dropout", "seed"),
+    "meta": ("model", "vocabulary", "inner_steps", "inner_learning_rate", "shrinkage", "contrast", "seed"),
+}
 PACKAGES = ("tfmetarec", "tensorflow", "keras", "tensorflow-recommenders", "numpy", "polars", "implicit")
 
 
@@ -38,16 +48,46 @@ class Prepared:
     vocabulary: data.Vocabulary
 
 
+def check(config: Config, run: Path | None = None) -> None:
+    """Finds the mistakes that show before any data is loaded.
+
+    Args:
+        config: of the experiment.
+        run: folder that the run will have, if it is known.
+
+    Raises:
+        ValueError: if there is no such model or algorithm, it has no such option, or the folder holds a run
+            of another configuration.
+    """
+    model, meta = config.model, config.meta
+    _check_options("model", find("models", model.kind), model.options)
+    _check_options("meta", find("meta", meta.algorithm), meta.options)
+    if meta.rival is not None:
+        find("meta", meta.rival)
+    if run is not None and _begun(run):
+        _check_same(config, run)
+
+
 def prepare(config: Config) -> Prepared:
-    """Loads the data, holds out users, and learns the vocabulary from those that are left."""
-    interactions = data.load(config.data.source, **config.data.options)
+    """Loads the data, holds out users, and learns the vocabulary from those that are left.
+
+    Raises:
+        ValueError: if `check` finds a mistake, or the users who are held out have too few interactions to be
+            judged.
+    """
+    check(config)
+    with _naming_options("data.options", config.data.options):
+        interactions = data.load(config.data.source, **config.data.options)
     split = data.cold_users(
         interactions,
         test_share=config.split.test_share,
         validation_share=config.split.validation_share,
         seed=config.seed,
     )
-    return Prepared(split, data.Vocabulary.fit(split.train, **config.vocabulary.model_dump()))
+    vocabulary = data.Vocabulary.fit(split.train, **config.vocabulary.model_dump())
+    _check_lengths("validation", split.validation, vocabulary, config)
+    _check_lengths("test", split.test, vocabulary, config)
+    return Prepared(split, vocabulary)
 
 
 def build_episodes(config: Config, prepared: Prepared) -> tasks.Episodes:
@@ -64,24 +104,27 @@ def build_episodes(config: Config, prepared: Prepared) -> tasks.Episodes:
 def build_learner(config: Config, vocabulary: data.Vocabulary, algorithm: str | None = None) -> MetaLearner:
     """The configured model inside the configured algorithm (or another one), compiled."""
     chosen = config.model
-    model = find("models", chosen.kind)(
-        vocabulary,
-        chosen.embedding_dim,
-        dropout=chosen.dropout,
-        id_dropout=chosen.id_dropout,
-        seed=config.seed,
-        **chosen.options,
-    )
+    with _naming_options("model.options", chosen.options):
+        model = find("models", chosen.kind)(
+            vocabulary,
+            chosen.embedding_dim,
+            dropout=chosen.dropout,
+            id_dropout=chosen.id_dropout,
+            seed=config.seed,
+            **chosen.options,
+        )
     meta = config.meta
-    learner = find("meta", algorithm or meta.algorithm)(
-        model,
-        inner_steps=meta.inner_steps,
-        inner_learning_rate=meta.inner_learning_rate,
-        shrinkage=meta.shrinkage,
-        contrast=meta.contrast,
-        seed=config.seed,
-        **({} if algorithm else meta.options),
-    )
+    options = {} if algorithm else meta.options
+    with _naming_options("meta.options", options):
+        learner = find("meta", algorithm or meta.algorithm)(
+            model,
+            inner_steps=meta.inner_steps,
+            inner_learning_rate=meta.inner_learning_rate,
+            shrinkage=meta.shrinkage,
+            contrast=meta.contrast,
+            seed=config.seed,
+            **options,
+        )
     training = config.training
     optimizer = keras.optimizers.AdamW(training.learning_rate, weight_decay=training.weight_decay)
     learner.compile(optimizer=optimizer, loss=training.loss)
@@ -155,9 +198,8 @@ def evaluate(
         seed=config.seed,
     )
     for name, frame in (("metrics", table.summary), ("users", table.per_user)):
-        partial = run / f"{name}.parquet.writing"
-        frame.write_parquet(partial)
-        os.replace(partial, run / f"{name}.parquet")
+        with write_whole(run / f"{name}.parquet") as partial:
+            frame.write_parquet(partial)
     _write(run / "metrics.json", json.dumps({"notes": table.notes, "rows": table.summary.to_dicts()}, indent=1))
     return table
 
@@ -170,20 +212,14 @@ def export_learner(config: Config, run: Path, learner: MetaLearner, to: Path | N
 def start_run(config: Config, run: Path | None = None) -> Path:
     """Makes the run folder, or checks that an existing one was made with the same configuration.
 
+    A folder in which nothing has been trained yet takes any configuration.
+
     Raises:
-        ValueError: if the folder holds a run of another configuration, or there is no such model or algorithm.
+        ValueError: as `check`.
     """
-    for package, name in (
-        ("models", config.model.kind),
-        ("meta", config.meta.algorithm),
-        ("meta", config.meta.rival),
-    ):
-        if name is not None:
-            find(package, name)
+    check(config, run)
     run = run or Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    if (run / "config.yaml").exists():
-        if (run / "config.yaml").read_text() != config.to_yaml():
-            raise ValueError(f"{run} holds a run with another configuration; take a new folder, or that run's own.")
+    if _begun(run):
         return run
     run.mkdir(parents=True, exist_ok=True)
     _write(run / "environment.json", json.dumps(environment(config.seed), indent=1))
@@ -235,6 +271,90 @@ def find(package: str, name: str) -> Any:
     return found
 
 
+@contextmanager
+def _naming_options(path: str, options: dict[str, Any]) -> Iterator[None]:
+    """Says where a value of a wrong type was given. Without options a `TypeError` is a mistake of ours."""
+    try:
+        yield
+    except TypeError as error:
+        if not options:
+            raise
+        raise ConfigError(f"`{path}`: {error}. Received: {options}") from error
+
+
+def _check_options(section: str, found: Any, options: dict[str, Any]) -> None:
+    """Refuses options that a model or learner does not take, or that have a key of their own."""
+    known = [name for name in _parameters(found) if name not in _GIVEN[section]]
+    for option in options:
+        if option in known:
+            continue
+        path, listed = f"{section}.options.{option}", ", ".join(known)
+        if option in type(getattr(Config(), section)).model_fields:
+            raise ConfigError(f"`{path}` has a key of its own: `{section}.{option}`. Known options: {listed}.")
+        nearest = difflib.get_close_matches(option, known, n=1)
+        hint = f"did you mean `{section}.options.{nearest[0]}`? " if nearest else ""
+        raise ConfigError(f"unknown key `{path}`; {hint}Known: {listed}.")
+
+
+def _parameters(found: Any) -> list[str]:
+    """Named parameters of a Keras model's `__init__` and of those that it hands the rest to."""
+    names: dict[str, None] = {}
+    for base in found.__mro__:
+        if base is keras.Model:
+            break
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters.values()
+            names.update((p.name, None) for p in parameters if p.kind is not p.VAR_KEYWORD)
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+                break
+    return [name for name in names if name != "self"]
+
+
+def _check_lengths(part: str, interactions: data.Interactions, vocabulary: data.Vocabulary, config: Config) -> None:
+    """Refuses shots and a query that no user has enough interactions for, and says which would do."""
+    judged = config.evaluation
+    needed = max(judged.shots) + judged.query
+    table = interactions.table
+    if vocabulary.specs.feedback == "implicit":  # Nothing could recommend what is not in the catalogue.
+        table = table.filter(pl.col("item_id").is_in(pl.Series(vocabulary.item_ids[1:].tolist()).implode()))
+    met = table.group_by("user_id").agg(pl.col("item_id").n_unique())
+    longest = int(met["item_id"].to_numpy().max(initial=0))
+    if 0 < longest < needed:
+        # A quarter each: the users who have half as many interactions as the busiest one stay in, too.
+        query = min(judged.query, max(1, longest // 4))
+        most = min(query, longest - query)
+        shots = ",".join(str(k) for k in judged.shots if k <= most) or "0"
+        raise ValueError(
+            f"{part} users have at most {longest} interactions, and evaluation.shots and evaluation.query need "
+            f"{needed} together; try --set evaluation.shots=[{shots}] --set evaluation.query={query}"
+        )
+
+
+def _begun(run: Path) -> bool:
+    """Whether anything was trained in a folder that would be lost, or mixed up, under another configuration."""
+    trained = any((run / name).exists() for name in ("checkpoint", "learner.keras", "rival.keras"))
+    return trained and (run / "config.yaml").exists()
+
+
+def _check_same(config: Config, run: Path) -> None:
+    there = _flat(yaml.safe_load((run / "config.yaml").read_text()))
+    here = _flat(config.model_dump(mode="json"))
+    for key in [*here, *there]:
+        before, now = there.get(key, "unset"), here.get(key, "unset")
+        if before != now:
+            raise ValueError(
+                f"{run} holds a run with another configuration: `{key}` is {before} there and {now} here; "
+                "take a new folder, or that run's own configuration."
+            )
+
+
+def _flat(values: Any, path: str = "") -> dict[str, Any]:
+    """Sections as dotted keys: {"meta": {"inner_steps": 3}} -> {"meta.inner_steps": 3}."""
+    if not isinstance(values, dict) or not values:
+        return {path: values}
+    return {k: v for key, value in values.items() for k, v in _flat(value, f"{path}.{key}".lstrip(".")).items()}
+
+
 def _files(package: str) -> list[str]:
     return sorted(path.stem for path in (Path(__file__).parent / package).glob("[a-z]*.py"))
 
@@ -250,12 +370,10 @@ def _model_in(package: str, name: str) -> Any:
 
 
 def _save(learner: MetaLearner, path: Path) -> None:
-    partial = path.with_name(f"writing-{path.name}")
-    learner.save(partial)
-    os.replace(partial, path)
+    with write_whole(path) as partial:
+        learner.save(partial)
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.writing")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with write_whole(path) as partial:
+        partial.write_text(text)

@@ -1,17 +1,19 @@
 """From real purchases to a served recommendation: what `tfmetarec quickstart` does, step by step."""
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 from rich.console import Console
+from rich.text import Text
 
 from tfmetarec import experiment
 from tfmetarec.client import Client
@@ -32,11 +34,25 @@ def run(config: Config, run_folder: Path | None, console: Console) -> Path:
     began = time.monotonic()
 
     def heading(text: str) -> None:
-        console.rule(f"[bold]{text}[/bold]  [dim]{time.monotonic() - began:.0f} s[/dim]", align="left")
+        took = f"{time.monotonic() - began:.0f} s"
+        console.rule(Text.assemble((text, "bold"), "  ", (took, "dim")), align="left")
 
-    folder = experiment.start_run(config, run_folder)
+    experiment.check(config, run_folder)
     heading("1  Real data")
     prepared = experiment.prepare(config)
+    folder = experiment.start_run(config, run_folder)
+    try:
+        _tell(config, folder, prepared, console, heading)
+    except KeyboardInterrupt:
+        console.print(f"Continue with: tfmetarec quickstart --run {shlex.quote(str(folder))}", soft_wrap=True)
+        raise
+    return folder
+
+
+def _tell(
+    config: Config, folder: Path, prepared: experiment.Prepared, console: Console, heading: Callable[[str], None]
+) -> None:
+    """Everything that goes on in a run folder; called again, it finds what was finished."""
     split, vocabulary = prepared.split, prepared.vocabulary
     console.print(split_table(split, f"{vocabulary.name}: whole users are held out"))
     console.print(
@@ -44,7 +60,7 @@ def run(config: Config, run_folder: Path | None, console: Console) -> Path:
         f"{config.vocabulary.min_item_users} training users met."
     )
     for note in split.notes:
-        console.print(f"[dim]{note}[/dim]")
+        console.print(note, style="dim")
 
     heading(f"2  Meta-learn ({config.meta.algorithm})")
     learner = experiment.train(config, folder, prepared)
@@ -58,10 +74,10 @@ def run(config: Config, run_folder: Path | None, console: Console) -> Path:
     heading("4  Compare on users never seen, with what one would deploy instead")
     with console.status("fitting the floors") as status:
         table = experiment.evaluate(
-            config, folder, prepared, learners, progress=lambda name, k: status.update(f"judging {name} at K={k}")
+            config, folder, prepared, learners, progress=lambda name, k: status.update(Text(f"judging {name} at K={k}"))
         )
     for note in table.notes:
-        console.print(f"[dim]{note}[/dim]")
+        console.print(note, style="dim")
 
     heading("5  Export, checked in a clean process against the live model")
     published = experiment.export_learner(config, folder, learner)
@@ -82,7 +98,6 @@ def run(config: Config, run_folder: Path | None, console: Console) -> Path:
         floor = table.best_floor(k, [name])
         console.print(f"K={k}: {table.compare(name, floor, k, seed=config.seed).verdict(name, floor)}", highlight=False)
     console.print(f"Run folder:  {folder}\nSavedModel:  {published.path}", soft_wrap=True)
-    return folder
 
 
 def _ask(
@@ -95,12 +110,10 @@ def _ask(
 ) -> None:
     """Asks both protocols for one cold user, before and after two more interactions."""
     user_id, history = _a_cold_user(cold, vocabulary)
-    features = {}
+    features: dict[str, Any] = {}
     if cold.users is not None:
-        row = cold.users.filter(pl.col("user_id") == user_id)
-        features = (
-            {k: str(v) for k, v in row.drop("user_id").row(0, named=True).items() if v is not None} if len(row) else {}
-        )
+        for row in cold.users.filter(pl.col("user_id") == user_id).drop("user_id").iter_rows(named=True):
+            features = {name: _as_text(value) for name, value in row.items() if value is not None}
     console.print(f"User {user_id}: " + (", ".join(f"{k} {v}" for k, v in features.items()) or "nothing known"))
     names = dict(zip(vocabulary.item_ids.tolist(), vocabulary.item_names, strict=True))
     items, labels = history["item_id"].to_list(), history["label"].to_list()
@@ -117,6 +130,11 @@ def _ask(
                 ]
     for protocol, title in (("grpc", "Recommended, over gRPC"), ("rest", "Recommended, over REST")):
         console.print(recommendation_table(title, answers[protocol], console.width))
+
+
+def _as_text(value: Any) -> str | list[str]:
+    """A feature as the client takes it, whatever the model made of it: category, number, list or vector."""
+    return [str(entry) for entry in value if entry is not None] if isinstance(value, list) else str(value)
 
 
 def _a_cold_user(cold: Interactions, vocabulary: Vocabulary) -> tuple[object, pl.DataFrame]:

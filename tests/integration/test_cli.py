@@ -13,6 +13,10 @@ import polars as pl
 import pytest
 import yaml
 
+from tfmetarec import experiment
+from tfmetarec.config import load
+from tfmetarec.data.whole_file import write_whole
+
 SMALL = {
     "name": "small",
     "data": {"source": "synthetic", "options": {"n_users": 120, "n_items": 80, "seed": 3}},
@@ -68,11 +72,12 @@ def test_training_a_finished_run_again_changes_nothing(run: Path) -> None:
 
 def test_a_run_is_not_continued_with_another_configuration(run: Path) -> None:
     said = tfmetarec("train", "small.yaml", "--run", "run", "--set", "seed=2", cwd=run.parent, code=1)
-    assert "holds a run with another configuration" in said
+    assert "run holds a run with another configuration: `seed` is 1 there and 2 here" in said
 
 
 def test_evaluate_prints_the_table_and_writes_what_it_shows(run: Path) -> None:
     printed = tfmetarec("evaluate", "run", "--predictions", cwd=run.parent)
+    assert "Predictions: run/predictions.parquet" in printed
     for name in ("popularity", "item-KNN", "EASE", "iALS fold-in", "FineTuning", "MAML", "K=5"):
         assert name in printed
     rows = json.loads((run / "metrics.json").read_text())["rows"]
@@ -113,9 +118,9 @@ def test_an_interrupted_training_says_how_to_go_on_and_ends_as_an_unbroken_one(r
         "meta": {**SMALL["meta"], "rival": None},
     }
     (tmp_path / "longer.yaml").write_text(yaml.safe_dump(longer))
-    command = [sys.executable, "-m", "tfmetarec", "train", "longer.yaml", "--run", "broken"]
+    command = [sys.executable, "-m", "tfmetarec", "train", "longer.yaml", "--run", "a[b]c d"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    state = tmp_path / "broken" / "checkpoint" / "learner" / "state.json"
+    state = tmp_path / "a[b]c d" / "checkpoint" / "learner" / "state.json"
     end = time.monotonic() + 120
     while not state.exists() and time.monotonic() < end and process.poll() is None:
         time.sleep(0.02)
@@ -123,12 +128,14 @@ def test_an_interrupted_training_says_how_to_go_on_and_ends_as_an_unbroken_one(r
     _, said = process.communicate(timeout=60)
     if process.returncode != 0:  # It may have been faster than the signal; then there is nothing to say.
         assert process.returncode == 130
-        assert "Continue with: tfmetarec train --run broken" in said
-        assert not (tmp_path / "broken" / "learner.keras").exists()
-    assert not list((tmp_path / "broken").rglob("*writing*"))
-    tfmetarec("train", "--run", "broken", cwd=tmp_path)
+        assert "Continue with: tfmetarec train --run 'a[b]c d'" in said
+        assert not (tmp_path / "a[b]c d" / "learner.keras").exists()
+    assert not list((tmp_path / "a[b]c d").rglob("*writing*"))
+    printed = tfmetarec("train", "--run", "a[b]c d", cwd=tmp_path)
+    assert "Run folder: a[b]c d\n" in printed
+    assert "Next: tfmetarec evaluate 'a[b]c d'\n" in printed
     tfmetarec("train", "longer.yaml", "--run", "whole", cwd=tmp_path)
-    histories = [(tmp_path / name / "learner-history.json").read_text() for name in ("broken", "whole")]
+    histories = [(tmp_path / name / "learner-history.json").read_text() for name in ("a[b]c d", "whole")]
     assert histories[0] == histories[1]
 
 
@@ -138,6 +145,30 @@ def test_an_interrupted_training_says_how_to_go_on_and_ends_as_an_unbroken_one(r
         (["train", "--set", "meta.inner_learning_rat=1"], 1, "did you mean `meta.inner_learning_rate`?"),
         (["train", "nowhere.yaml"], 1, "cannot read nowhere.yaml: No such file or directory"),
         (["train", "--set", "meta.algorithm=mamal"], 1, "did you mean 'maml'?"),
+        (
+            ["train", "--set", "meta.algorithm=reptile", "--set", "meta.options.proximl=1"],
+            1,
+            "unknown key `meta.options.proximl`; did you mean `meta.options.proximal`?",
+        ),
+        (
+            ["train", "--set", "meta.options.inner_steps=1"],
+            1,
+            "`meta.options.inner_steps` has a key of its own: `meta.inner_steps`",
+        ),
+        (
+            ["train", "--set", "model.options.item_hiden=[4]"],
+            1,
+            "did you mean `model.options.item_hidden`? Known: user_hidden, item_hidden, activation",
+        ),
+        (["train", "--set", "data.options.n_user=9"], 1, "the nearest name is 'n_users'"),
+        (["train", "--set", "data.options.n_users=many"], 1, "`data.options`: "),
+        (
+            ["train", "--set", "data.options.interactions_per_user=13", "--set", "vocabulary.min_item_users=1"],
+            1,
+            "validation users have at most 13 interactions, and evaluation.shots and evaluation.query need 40 "
+            "together; try --set evaluation.shots=[0,1,3] --set evaluation.query=3",
+        ),
+        (["evaluate", "a[/x]b"], 1, "a[/x]b is not a run folder: it has no config.yaml."),
         (["evaluate", "nowhere"], 1, "nowhere is not a run folder: it has no config.yaml."),
         (["export", "nowhere"], 1, "nowhere is not a run folder"),
         (["recommend", "1", "--server", "127.0.0.1:1"], 1, "UNAVAILABLE"),
@@ -154,6 +185,29 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
     assert message in said
     assert "Traceback" not in said
     assert said.count("error:") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_in_which_nothing_was_trained_does_not_keep_its_folder(tmp_path: Path) -> None:
+    small = load(None, ["data.source=synthetic"])
+    other = load(None, ["data.source=synthetic", "seed=5"])
+    experiment.start_run(small, tmp_path / "run")
+    experiment.start_run(other, tmp_path / "run")
+    assert experiment.open_run(tmp_path / "run") == other
+
+
+def test_an_interrupt_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "scores.json").write_text("old")
+
+    def write_half() -> None:
+        with write_whole(tmp_path / "scores.json") as temporary:
+            temporary.write_text("ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
+    assert (tmp_path / "scores.json").read_text() == "old"
 
 
 def test_datasets_lists_the_sources(tmp_path: Path) -> None:

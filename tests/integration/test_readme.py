@@ -25,7 +25,7 @@ def test_the_example_runs_on_small_data(tmp_path: Path, monkeypatch: pytest.Monk
         ('"completejourney"', '"synthetic", n_users=120, interactions_per_user=20, n_items=200'),
         ("min_item_users=10", "min_item_users=1"),
         ("shots=(0, 1, 5, 20)", "shots=(0, 5), query=5"),
-        ("epochs=4", "epochs=1, verbose=0"),
+        ("epochs=8", "epochs=1, verbose=0"),
     ):
         assert real in code
         code = code.replace(real, small)

@@ -106,6 +106,11 @@ class Interactions:
             )
         table = _typed_table(_polars(table, "table"), feedback)
         table = _without_duplicates(_in_time_order(table), duplicates)
+        if feedback == "implicit" and (silent := table.filter(pl.col("label") <= 0).height):
+            raise DataError(
+                "labels of implicit feedback must be above 0, since every row counts as an interaction; leave out "
+                f"returns and dislikes. Received: {silent:,} rows with a label of 0 or less"
+            )
         users = _polars(users, "users") if users is not None else None
         items = _polars(items, "items") if items is not None else None
         for side, frame in (("user", users), ("item", items)):

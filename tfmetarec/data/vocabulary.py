@@ -21,7 +21,6 @@ from tfmetarec.data.schema import Schema
 
 LISTS = ("category_list", "text")
 NAME, _POPULARITY = "shown as", "times met"  # Own columns of the items table; no feature is called so.
-LEVEL_SHRINKAGE = 5.0  # Ratings at the mean that an item is taken to have beside its own.
 MISSING = ""  # What an absent category or word looks like in raw form.
 _SEPARATORS = r"[^\p{L}\p{N}]+"  # Between words; RE2's syntax, which polars's regex engine shares.
 
@@ -388,18 +387,12 @@ def _check_names(schema: Schema) -> None:
 def _levels(interactions: Interactions, items: pl.DataFrame, n_users: int) -> tuple[np.ndarray, float]:
     """What each catalogue item starts from, and an item that was never seen: `item_level`.
 
-    For implicit feedback the logarithm of the share of users who met it (half a user for an unseen item); for
-    explicit the mean deviation from the mean label, shrunk by five ratings (0 for an unseen item).
+    For implicit feedback the logarithm of the share of users who met it (half a user for an unseen item). For
+    explicit feedback 0: the mean of an item's ratings would hold the very rating that training predicts.
     """
     if interactions.schema.feedback == "implicit":
         return np.log(items[_POPULARITY].to_numpy() / n_users), float(np.log(0.5 / n_users))
-    deviation = pl.col("label") - pl.col("label").mean()
-    sums = (
-        interactions.table.with_columns(deviation.alias("deviation"))
-        .group_by("item_id")
-        .agg(pl.col("deviation").sum() / (pl.len() + LEVEL_SHRINKAGE))
-    )
-    return items.join(sums, on="item_id", how="left", maintain_order="left")["deviation"].to_numpy(), 0.0
+    return np.zeros(items.height), 0.0
 
 
 def _features_frame(interactions: Interactions, side: str) -> pl.DataFrame:

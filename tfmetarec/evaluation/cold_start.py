@@ -1,6 +1,5 @@
 """The table that every claim stands on: learners and floors side by side, for users with K interactions."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import polars as pl
 
 from tfmetarec.data.interactions import Interactions
 from tfmetarec.data.vocabulary import Vocabulary
+from tfmetarec.data.whole_file import write_whole
 from tfmetarec.evaluation import metrics
 from tfmetarec.evaluation.bootstrap import Difference, bootstrap_mean, paired_bootstrap
 from tfmetarec.models.baselines import Baseline, Ratings, floors
@@ -178,7 +178,9 @@ def cold_start(
                 if predictions is not None:
                     written.append(pl.DataFrame({**ids, **rows}))
     if predictions is not None:
-        _write_whole(pl.concat(written), Path(predictions))
+        Path(predictions).parent.mkdir(parents=True, exist_ok=True)
+        with write_whole(predictions) as writing:
+            pl.concat(written).write_parquet(writing)
     per_user = pl.concat(kept)
     return ColdStartTable(_summary(per_user, confidence, seed), per_user, feedback, notes, confidence)
 
@@ -283,13 +285,6 @@ def _summary(per_user: pl.DataFrame, confidence: float, seed: int) -> pl.DataFra
             figures = {"mean": interval.mean, "low": interval.low, "high": interval.high}
             rows.append({"learner": learner, "K": k, "metric": metric, **figures, "users": group.height})
     return pl.DataFrame(rows)
-
-
-def _write_whole(frame: pl.DataFrame, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.writing")
-    frame.write_parquet(partial)
-    os.replace(partial, path)
 
 
 def _check(shots: Sequence[int], query: int, top_k: int, confidence: float, seed: int) -> None:

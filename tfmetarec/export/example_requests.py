@@ -1,5 +1,6 @@
 """Requests made up from a vocabulary: what the gate compares on, and what warms a server up."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,15 @@ import numpy as np
 from tfmetarec.data.vocabulary import Vocabulary
 
 Request = dict[str, np.ndarray]
+
+
+def user_input(name: str) -> str:
+    """The name of a user feature in a request: `user_` in front, and what TensorFlow cannot name as `_`.
+
+    >>> user_input("Household Size")
+    'user_Household_Size'
+    """
+    return "user_" + re.sub(r"[^A-Za-z0-9_]", "_", name)
 
 
 def example_request(
@@ -38,12 +48,13 @@ def example_request(
         rated = vocabulary.specs.feedback == "explicit"
         labels = rng.uniform(low, high, (batch, support)) if rated else np.ones((batch, support))
         request["support"] = items(batch, support)
+        labels[:, 1:2] = 0.0  # For implicit feedback a row that says nothing.
         request["support_labels"] = labels.astype(np.float32)
         request["support_length"] = np.maximum(support - np.arange(batch) * support // 2, 0).astype(np.int32)
     if signature != "adapt_and_recommend":
         request["candidates"] = items(batch, candidates)
     for name, value in _raw_users(vocabulary, batch, rng).items():
-        request[f"user_{name}"] = value
+        request[user_input(name)] = value
     return request
 
 

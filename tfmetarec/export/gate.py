@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmetarec.export.example_requests import Request, example_request
+from tfmetarec.export.example_requests import Request, example_request, user_input
 from tfmetarec.meta.learner import MetaLearner
 from tfmetarec.tasks.episode import Support
 
@@ -69,7 +69,7 @@ def live_answer(learner: MetaLearner, signature: str, request: Request, top_k: i
         flat = [np.reshape(np.asarray(part, np.float32), (len(request["items"]), -1)) for part in encoded]
         return {"embeddings": np.concatenate(flat, axis=1)}
     batch = len(next(iter(request.values())))
-    raw_user = {name: request[f"user_{name}"] for name in vocabulary.raw_signature("user")}
+    raw_user = {name: request[user_input(name)] for name in vocabulary.raw_signature("user")}
     user = vocabulary.encode("user", raw_user, batch)
     none = np.full((batch, 1), vocabulary.item_ids[0])
     support, labels = request.get("support", none), request.get("support_labels", np.ones((batch, 1), np.float32))

@@ -16,7 +16,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from tfmetarec.export import gate
-from tfmetarec.export.example_requests import example_request
+from tfmetarec.export.example_requests import example_request, user_input
 from tfmetarec.export.signatures import DESCRIPTIONS, ServedLearner
 from tfmetarec.export.warmup import write_warmup
 from tfmetarec.meta.learner import MetaLearner
@@ -38,7 +38,7 @@ class Export:
 
 
 def saved_model(
-    learner: MetaLearner, path: str | Path, *, top_k: int = 20, warmup_batches: tuple[int, ...] = (1, 8)
+    learner: MetaLearner, path: str | Path, *, top_k: int = 20, warmup_batches: tuple[int, ...] = (1,)
 ) -> Export:
     """Writes `learner` as the next version under `path`, ready for TensorFlow Serving.
 
@@ -54,7 +54,8 @@ def saved_model(
         learner: `MetaLearner` over users, with a vocabulary.
         path: base path of the served model; its last part is usually the model's name.
         top_k: int, at least 1. How many items a recommendation holds.
-        warmup_batches: ints. Batch sizes to warm up.
+        warmup_batches: ints. Batch sizes to warm up; a server refuses a version whose warm-up exceeds its
+            `max_batch_size`. Defaults to 1.
 
     Raises:
         GateError: if the export does not answer as the live model does. Nothing is published then.
@@ -146,6 +147,7 @@ def _write_card(path: Path, learner: MetaLearner, served: ServedLearner) -> None
         "label_range": vocabulary.label_range,
         "top_k": served.top_k,
         "signatures": DESCRIPTIONS,
+        "user_inputs": {name: user_input(name) for name in vocabulary.raw_signature("user")},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in packages}},
     }

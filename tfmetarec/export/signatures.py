@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfmetarec.export.example_requests import user_input
 from tfmetarec.meta.learner import EncodedNegatives, MetaLearner, TaskRows
 
 Signatures = dict[str, tf.types.experimental.ConcreteFunction]
@@ -39,6 +40,9 @@ class ServedLearner:
             raise ValueError(f"`top_k` must be at least 1. Received: top_k={top_k}")
         vocabulary = learner.vocabulary
         self.vocabulary = vocabulary
+        names = [user_input(name) for name in vocabulary.raw_signature("user")]
+        if same := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two user features would be the same input {same[0]!r} of a request; rename one.")
         self.top_k = min(top_k, vocabulary.n_items - 1)
         self._learner = learner
         catalogue = {name: tf.constant(value) for name, value in vocabulary.catalogue.items()}
@@ -71,9 +75,9 @@ class ServedLearner:
     # -- inputs ------------------------------------------------------------------------------------------
 
     def user_signature(self) -> dict[str, tf.TensorSpec]:
-        """User features of a request, one row a user: the raw names with `user_` in front."""
+        """User features of a request, one row a user, see `user_input` for their names."""
         raw = self.vocabulary.raw_signature("user")
-        return {_prefixed(name): tf.TensorSpec(s.shape, s.dtype, _prefixed(name)) for name, s in raw.items()}
+        return {user_input(name): tf.TensorSpec(s.shape, s.dtype, user_input(name)) for name, s in raw.items()}
 
     def signatures(self) -> Signatures:
         """The concrete functions by signature name.
@@ -136,7 +140,7 @@ class ServedLearner:
     # -- pieces ------------------------------------------------------------------------------------------
 
     def _user(self, inputs: dict[str, tf.Tensor], batch: tf.Tensor) -> Any:
-        raw = {name: inputs[_prefixed(name)] for name in self.vocabulary.raw_signature("user")}
+        raw = {name: inputs[user_input(name)] for name in self.vocabulary.raw_signature("user")}
         features = self.vocabulary.encode("user", raw, batch)
         encoded = self._learner._adaptable.encode_user(features, training=False)
         return tf.nest.map_structure(lambda t: t[:, None], encoded)
@@ -149,16 +153,15 @@ class ServedLearner:
         return tf.nest.map_structure(lambda table: tf.gather(table, rows), self.item_vectors)
 
     def _adapt(self, inputs: dict[str, tf.Tensor]) -> tuple[list[tf.Tensor], Any]:
-        support, label = inputs["support"], inputs["support_labels"]
-        real = tf.range(tf.shape(support)[1]) < inputs["support_length"][:, None]
+        support = inputs["support"]
+        # Another shape would be broadcast, and the answer be wrong without a word: a reshape refuses it.
+        label = tf.reshape(inputs["support_labels"], tf.shape(support))
+        length = tf.reshape(inputs["support_length"], tf.shape(support)[:1])
         user = self._user(inputs, tf.shape(support)[0])
         rows = self._rows(support)
-        if self._learner.feedback == "implicit":
-            real &= label > 0  # A label of 0 says "not bought": the contrast items say that already.
-            label = tf.ones_like(label)
-        weight = tf.cast(real, tf.float32)
+        label, real = self._learner.evidence(label, length)
         items = tf.nest.map_structure(lambda table: tf.gather(table, rows), self.item_vectors)
-        task = TaskRows(user, items, tf.where(real, label, 0.0), weight)
+        task = TaskRows(user, items, label, tf.cast(real, tf.float32))
         return self._learner.adapt_rows(task, self._negatives(rows, real)), user
 
     def _negatives(self, rows: tf.Tensor, real: tf.Tensor) -> EncodedNegatives | None:
@@ -175,10 +178,6 @@ class ServedLearner:
         query = self._learner._query(weights, user)
         scores, ids = self.index(query, k=count)
         return adaptable.activate(scores), ids
-
-
-def _prefixed(name: str) -> str:
-    return f"user_{name}"
 
 
 def _concrete(function: Callable, specs: dict[str, tf.TensorSpec]) -> tf.types.experimental.ConcreteFunction:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import keras
 
+from tfmetarec.data.whole_file import write_whole
+
 
 class Checkpoint(keras.callbacks.Callback):
     """Saves the learner after every epoch, keeps the best epoch, and stops when it no longer improves.
@@ -81,9 +83,8 @@ class Checkpoint(keras.callbacks.Callback):
                 f"`monitor` must be one of the logged figures: {', '.join(figures)}. Received: {self.monitor!r}"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        writing = self.folder / "writing.weights.h5"
-        self.model.save_weights(writing, overwrite=True)
-        writing.replace(self.folder / f"epoch-{epoch}.weights.h5")
+        with write_whole(self.folder / f"epoch-{epoch}.weights.h5") as writing:
+            self.model.save_weights(writing, overwrite=True)
         self.history = [*self.history[:epoch], figures]
         # The state names the epoch, so until it is replaced a restart uses the previous weights.
         partial = self.folder / "state.json.writing"

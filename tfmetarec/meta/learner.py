@@ -75,7 +75,6 @@ class MetaLearner(keras.Model):
             answers the same request the same way. Defaults to 512.
         seed: int, of the contrast items.
 
-    Settings are fixed once given: what they say is compiled into graphs.
     """
 
     def __init__(
@@ -167,7 +166,9 @@ class MetaLearner(keras.Model):
             ValueError: if there are no candidates.
         """
         if item is None and user is None:
-            raise ValueError("`item` must be given (or `user`, for tasks about an item). Received: item=None, user=None")
+            raise ValueError(
+                "`item` must be given (or `user`, for tasks about an item). Received: item=None, user=None"
+            )
         state, item, user = _tensors((state, item, user))
         if tf.executing_eagerly():
             return self._run_graph(self._score, state, item, user)
@@ -296,9 +297,21 @@ class MetaLearner(keras.Model):
             user = tf.nest.map_structure(lambda t: t[:, None], user)
         if is_shared(support.item):
             item = tf.nest.map_structure(lambda t: t[:, None], item)
-        label = tf.cast(support.label, keras.config.floatx())  # Ratings may well come as whole numbers.
-        weight = tf.cast(tf.range(tf.shape(label)[1]) < support.length[:, None], label.dtype)
-        return TaskRows(user, item, tf.where(weight > 0, label, 0.0), weight)
+        label, real = self.evidence(support.label, support.length)
+        return TaskRows(user, item, label, tf.cast(real, label.dtype))
+
+    def evidence(self, label: tf.Tensor, length: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Labels `(T, S)`, and which rows count, `(T, S)` bool: those within the length whose label says something.
+
+        A label that is not finite says nothing. With implicit feedback nor does one of 0 or less ("not bought":
+        the negatives say that already), and every other counts as 1.
+        """
+        label = tf.cast(label, keras.config.floatx())  # Ratings may well come as whole numbers.
+        real = (tf.range(tf.shape(label)[1]) < length[:, None]) & tf.math.is_finite(label)
+        if self.feedback == "implicit":
+            real &= label > 0
+            label = tf.ones_like(label)
+        return tf.where(real, label, 0.0), real
 
     # -- implicit feedback: what the support is contrasted with ------------------------------------------------
 
@@ -341,8 +354,7 @@ class MetaLearner(keras.Model):
                 "but there is nothing to contrast the rows of another task with."
             )
         items = {name: value[self.contrast_items] for name, value in self.vocabulary.catalogue.items()}
-        real = tf.range(tf.shape(support.label)[1]) < support.length[:, None]
-        weight = self.contrast_weight(support.item["item_id"], real)
+        weight = self.contrast_weight(support.item["item_id"], self.evidence(support.label, support.length)[1])
         return self._encode_negatives(Negatives(items, self.contrast_log_expected, weight), False)
 
     def _check_labels(self, support: Support) -> None:
@@ -380,12 +392,19 @@ class MetaLearner(keras.Model):
                 raise ValueError(f"`{name}` must be a list of Keras metrics. Received: {name}={given!r}")
         # Keras gives sample weights to its weighted metrics alone, and without them padding would count.
         weighted = [*(metrics or ()), *(weighted_metrics or ())] or None
+        if keras.config.dtype_policy().compute_dtype == "float16":
+            raise ValueError("a meta-learner does not scale its loss, so it cannot train in float16. Take bfloat16.")
         super().compile(optimizer=optimizer, weighted_metrics=weighted, jit_compile=jit_compile, **kwargs)
         if self.optimizer is not None and not self.optimizer.built:
             # Left to the first step, it would be built inside that step's graph, which is then traced twice.
             self.optimizer.build(self.trainable_variables)
         self.task_loss = losses.resolve(loss, self.feedback)
         self._graphs.clear()  # They hold the loss that was set when they were traced.
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if not name.startswith("_") and "_graphs" in self.__dict__:
+            self._graphs.clear()  # They hold the settings with which they were traced.
 
     def get_compile_config(self) -> dict[str, Any]:
         config = super().get_compile_config() or {}

@@ -1,5 +1,6 @@
 """Encoded features -> one vector per row, driven by the schema alone."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,7 +92,9 @@ class FeatureEncoder(keras.layers.Layer):
             else:
                 dim = min(embedding_dim, max(2, spec.size // 2))
                 initializer = keras.initializers.RandomNormal(0.0, 0.1, seed=seed + index)
-                table = keras.layers.Embedding(spec.size, dim, initializer, name=f"{spec.name}_embedding")
+                table = keras.layers.Embedding(
+                    spec.size, dim, initializer, name=f"embedding_of_{re.sub('[^A-Za-z0-9]', '_', spec.name)}_{index}"
+                )
                 table.build()
                 self.embeddings[spec.name] = table
                 self.width += dim
@@ -138,8 +141,8 @@ class ItemEncoder(keras.layers.Layer):
         hidden: ints, widths of the tower's hidden layers.
         dropout: float in [0, 1). On the tower's hidden layers.
         id_dropout: float in [0, 1). Share of training rows whose id is hidden.
-        level: float. Starting weight of `item_level` (log popularity, or the item's mean rating) in the bias;
-            learned from there. Defaults to 1.
+        level: float. Starting weight of `item_level` (log popularity, 0 for ratings) in the bias; learned from
+            there. Defaults to 1.
 
     Call arguments: features with leading dimensions `(...)`. Returns `(..., D + 1)`, the bias last.
     """

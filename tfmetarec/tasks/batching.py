@@ -61,7 +61,8 @@ class Episodes:
         if self.sampler is not None:
             for part in ("support", "query"):
                 names = (f"{part}_negative_{what}" for what in ("item", "log_expected", "weight"))
-                rows.update(zip(names, self.sampler.draw(tasks, draw.query, self.negatives, rng), strict=True))
+                near = draw.support if part == "support" and self.support[1] else draw.query
+                rows.update(zip(names, self.sampler.draw(tasks, near, self.negatives, rng), strict=True))
         return rows
 
     def dataset(self, first_batch: int = 0, batches: int | None = None) -> tf.data.Dataset:
@@ -133,12 +134,15 @@ def user_episodes(interactions: Interactions, vocabulary: Vocabulary, **options:
 
 
 def item_episodes(interactions: Interactions, vocabulary: Vocabulary, **options: Any) -> Episodes:
-    """Episodes whose tasks are items: adapt to an item from its first raters. Options as `user_episodes`."""
+    """Episodes whose tasks are items: adapt to an item from its first ratings. Options as `user_episodes`.
+
+    Explicit feedback only: without ratings there is nothing to contrast an item's users with.
+    """
     return _episodes("item", interactions, vocabulary, **options)
 
 
 def domain_episodes(interactions: Interactions, vocabulary: Vocabulary, **options: Any) -> Episodes:
-    """Episodes whose tasks are domains (the `domain` column). Options as `user_episodes`."""
+    """Episodes whose tasks are domains (the `domain` column). Options as `user_episodes`; explicit feedback only."""
     return _episodes("domain", interactions, vocabulary, **options)
 
 
@@ -181,6 +185,11 @@ def _episodes(
         raise ValueError(
             "`negatives` must be at least 0, and 0 unless tasks are users with implicit feedback. "
             f"Received: negatives={negatives}"
+        )
+    if implicit and kind != "user":
+        raise ValueError(
+            f"tasks about {kind}s need explicit feedback: there is nothing to contrast their positives with. "
+            "Received: implicit feedback"
         )
     table = TaskTable.build(interactions, vocabulary, kind=kind, min_interactions=min_interactions)
     if order not in (None, "time", "random"):

@@ -108,6 +108,8 @@ class TaskTable:
                     f"{table.height - known.height:,} of {table.height:,} interactions are with items outside "
                     "the catalogue and were left out"
                 )
+            if known.is_empty():
+                raise ValueError("none of the interactions is with an item of the vocabulary's catalogue")
             table = known
         ordered = "timestamp" in table.columns
         table = table.sort([key, "timestamp"] if ordered else [key], maintain_order=True)

@@ -31,6 +31,22 @@ def test_an_unknown_source_is_met_with_the_nearest_and_the_list():
         sources.load("movie_lens")
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "synthetic",
+            {"n_user": 3},
+            "the data set 'synthetic' has no option 'n_user'; the nearest name is 'n_users'. It takes: n_users, n_items,",
+        ),
+        ("files", {}, "the data set 'files' needs the option 'mapping'. It takes: mapping"),
+    ],
+)
+def test_options_that_a_source_does_not_take_or_lacks_are_named(name, options, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        sources.load(name, **options)
+
+
 def test_files_are_a_source_too(tmp_path):
     (tmp_path / "events.csv").write_text("u,i\n1,2\n")
     mapping = {

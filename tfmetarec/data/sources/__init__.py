@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import pkgutil
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def load(name: str, **options: Any) -> Interactions:
         **options: what the data set's own `load` takes, such as `folder` for `"movielens"`.
 
     Raises:
-        DataError: if there is no such data set.
+        DataError: if there is no such data set, or it takes no such option, or needs one that is missing.
 
     Example:
     >>> load("synthetic", n_users=3, n_items=8, n_groups=2, interactions_per_user=2)
@@ -44,4 +45,20 @@ def load(name: str, **options: Any) -> Interactions:
     names = [module.name for module in pkgutil.iter_modules(__path__)]
     if name not in names:
         raise DataError(f"`name` must be one of {', '.join(names)}{nearest_name(name, names)}. Received: name={name!r}")
-    return importlib.import_module(f"{__name__}.{name}").load(**options)
+    source = importlib.import_module(f"{__name__}.{name}").load
+    _check_options(name, inspect.signature(source), options)
+    return source(**options)
+
+
+def _check_options(name: str, signature: inspect.Signature, options: dict[str, Any]) -> None:
+    """A `TypeError` of Python would name a function that the user never called."""
+    known = list(signature.parameters)
+    for option in options:
+        if option not in known:
+            raise DataError(
+                f"the data set {name!r} has no option {option!r}{nearest_name(option, known)}. "
+                f"It takes: {', '.join(known)}"
+            )
+    for parameter in signature.parameters.values():
+        if parameter.default is parameter.empty and parameter.name not in options:
+            raise DataError(f"the data set {name!r} needs the option {parameter.name!r}. It takes: {', '.join(known)}")
