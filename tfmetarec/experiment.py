@@ -360,11 +360,11 @@ def _files(package: str) -> list[str]:
 
 
 def _model_in(package: str, name: str) -> Any:
-    """The Keras model that a file defines, unless it is the base class of others."""
+    """The Keras model that is called as its file is, but for case and underscores: `MAML` in `maml.py`."""
     module = importlib.import_module(f"tfmetarec.{package}.{name}")
     for value in vars(module).values():
         own = isinstance(value, type) and value.__module__ == module.__name__ and issubclass(value, keras.Model)
-        if own and not value.__subclasses__():
+        if own and value.__name__.lower() == name.replace("_", ""):
             return value
     return None
 

@@ -214,10 +214,6 @@ def test_implicit_feedback_needs_a_vocabulary_and_tasks_about_users(implicit, fi
         MAML(TwoTower(implicit.vocabulary.specs, 3)).adapt(support)
     with pytest.raises(ValueError, match="tasks about items need explicit feedback"):
         item_episodes(implicit.data, implicit.vocabulary, support=(0, 2), query=1, tasks_per_batch=3)
-    of_items = support._replace(user=support.item, item=support.user)
-    of_items.user["user_id"], of_items.item["item_id"] = of_items.user["item_id"], of_items.item["user_id"]
-    with pytest.raises(ValueError, match="implicit feedback needs tasks about users"):
-        MAML(TwoTower(implicit.vocabulary, 3))._contrast_negatives(of_items)
 
 
 def test_probabilities_train_on_negatives_with_label_zero(implicit):
