@@ -32,6 +32,7 @@ class VocabularyConfig(_Section):
     min_item_users: int = Field(10, ge=1, description="Items that fewer users met are not in the catalogue.")
     max_list_length: int = Field(8, ge=1, description="Longest list or text kept, in entries.")
     max_words: int = Field(2000, ge=1, description="Words of a text feature that get a row of their own.")
+    word_buckets: int = Field(0, ge=0, description="Rows that all other words of a text share by hash.")
 
 
 class TasksConfig(_Section):

@@ -338,3 +338,19 @@ def test_raw_signature_names_what_a_request_carries(vocabulary):
     }
     assert vocabulary.raw_signature("item")["look"].shape.as_list() == [None, 2]
     assert vocabulary.raw_signature("item")["item_id"].dtype == tf.int64
+
+
+def test_words_without_a_row_of_their_own_share_the_hashed_rows(tmp_path):
+    items = pl.DataFrame({"item_id": [10, 20, 30], "blurb": ["red red apple", "red pear", None]})
+    vocabulary = Vocabulary.fit(shop(items=items), max_words=1, word_buckets=3)
+    spec = next(spec for spec in vocabulary.specs.item if spec.name == "blurb")
+    assert (spec.size, spec.buckets) == (1 + 1 + 3, 3)  # Never seen, "red", and three shared rows.
+    hashed = {word: 2 + int(tf.strings.to_hash_bucket_fast(word, 3)) for word in ("apple", "pear", "novel")}
+    rows = vocabulary.catalogue["blurb"]
+    assert rows[1, :3].tolist() == [1, 1, hashed["apple"]]
+    assert rows[2, :2].tolist() == [1, hashed["pear"]]
+    assert vocabulary.catalogue["blurb_length"].tolist() == [0, 3, 2, 0]
+    vocabulary.save(tmp_path)
+    raw = {"item_id": tf.constant([10], tf.int64), "blurb": tf.constant(["novel red"])}
+    again = Vocabulary.load(tmp_path).encode("item", {**raw, "item_level": tf.constant([0.0])})
+    assert again["blurb"][0, :2].numpy().tolist() == [hashed["novel"], 1]

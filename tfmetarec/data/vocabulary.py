@@ -34,12 +34,14 @@ class FeatureSpec:
         kind: one of `tfmetarec.data.schema.KINDS`.
         size: rows of its embedding table, row 0 included; for a vector its width; for a number 1.
         length: longest list kept (lists and texts), otherwise 1. `NAME_length` says how many are real.
+        buckets: the last rows of a text's table, shared by hash among the words that have none of their own.
     """
 
     name: str
     kind: str
     size: int
     length: int = 1
+    buckets: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Vocabulary:
         self.tables: dict[str, tf.lookup.StaticHashTable] = {}
         for side in ("user", "item"):
             for spec in getattr(self.specs, side):
-                if spec.kind in ("id", "category", *LISTS) and spec.size > 1:  # An empty table is refused.
+                if len(values[side].get(spec.name, ())):  # An empty table is refused.
                     self.tables[f"{side}.{spec.name}"] = _lookup_table(values[side][spec.name])
         placeholder = 0 if self.id_dtype("item") == tf.int64 else MISSING
         # Object arrays of str: NumPy's fixed-width strings would cost the longest id for every row.
@@ -102,6 +104,7 @@ class Vocabulary:
         min_item_users: int = 1,
         max_list_length: int = 8,
         max_words: int = 2000,
+        word_buckets: int = 0,
         user_ids: bool = False,
     ) -> "Vocabulary":
         """Learns the rows from training interactions.
@@ -111,6 +114,8 @@ class Vocabulary:
             min_item_users: int, at least 1. Items that fewer users met get no row and are not recommended.
             max_list_length: int, at least 1. Longer lists and texts are cut. Defaults to 8.
             max_words: int, at least 1. The most frequent words of a text feature that get a row.
+            word_buckets: int, at least 0. Rows that all other words share by hash, words never seen included.
+                Defaults to 0: other words say nothing.
             user_ids: bool. Keep a row for every training user. Off by default: a model that adapts does not
                 need it, and an exported model then contains no user's id.
 
@@ -155,6 +160,7 @@ class Vocabulary:
                     frame,
                     max_list_length,
                     max_words,
+                    word_buckets,
                     keep_ids=user_ids or side == "item",
                 )
                 specs[side].append(spec)
@@ -293,7 +299,11 @@ class Vocabulary:
             else:  # text
                 words = tf.strings.regex_replace(tf.strings.lower(raw[name], "utf-8"), _SEPARATORS, " ")
                 ragged = tf.strings.split(words)
-                rows = ragged.with_flat_values(self._rows(side, name, ragged.flat_values))
+                rows = self._rows(side, name, ragged.flat_values)
+                if spec.buckets:
+                    bucket = tf.strings.to_hash_bucket_fast(ragged.flat_values, spec.buckets)
+                    rows = tf.where(rows > 0, rows, spec.size - spec.buckets + tf.cast(bucket, tf.int32))
+                rows = ragged.with_flat_values(rows)
                 rows = tf.ragged.boolean_mask(rows, rows > 0)  # Words without a row say nothing.
                 features[f"{name}_length"] = tf.cast(tf.minimum(rows.row_lengths(), spec.length), tf.int32)
                 features[name] = rows.to_tensor(0, shape=[None, spec.length])
@@ -403,7 +413,14 @@ def _features_frame(interactions: Interactions, side: str) -> pl.DataFrame:
 
 
 def _fit_feature(
-    name: str, kind: str, frame: pl.DataFrame, max_list_length: int, max_words: int, *, keep_ids: bool
+    name: str,
+    kind: str,
+    frame: pl.DataFrame,
+    max_list_length: int,
+    max_words: int,
+    word_buckets: int,
+    *,
+    keep_ids: bool,
 ) -> tuple[FeatureSpec, Any]:
     """The spec of one feature, and its known values (or the mean and deviation of a number)."""
     column = frame[name] if name in frame.columns else pl.Series(name, [None] * frame.height, dtype=pl.String)
@@ -436,7 +453,7 @@ def _fit_feature(
     words = _words(column).explode().rename("word")
     counts = words.filter(words != MISSING).value_counts().sort(["count", "word"], descending=[True, False])
     known = counts["word"].head(max_words).sort()
-    return FeatureSpec(name, kind, 1 + len(known), max_list_length), _as_array(known)
+    return FeatureSpec(name, kind, 1 + len(known) + word_buckets, max_list_length, word_buckets), _as_array(known)
 
 
 def _words(column: pl.Series) -> pl.Series:
