@@ -21,7 +21,7 @@ from tfmetarec.data.splits import (
 )
 
 # GroupLens allows no copies to be passed on: whoever has them says where.
-ML_1M = Path(os.environ.get("TFMETAREC_TEST_DATA", "no-such-folder")) / "ml-1m"
+ML_1M = Path(os.environ.get("TFMETAREC_TEST_DATA") or "no-such-folder") / "ml-1m"
 
 
 def make(**columns):

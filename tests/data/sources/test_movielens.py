@@ -15,7 +15,7 @@ from tfmetarec.data.errors import DataError
 from tfmetarec.data.sources import movielens
 
 # GroupLens allows no copies to be passed on: whoever has them says where.
-COPIES = Path(os.environ.get("TFMETAREC_TEST_DATA", "no-such-folder"))
+COPIES = Path(os.environ.get("TFMETAREC_TEST_DATA") or "no-such-folder")
 MOVIES_CSV = (
     "movieId,title,genres\n"
     "1,Toy Story (1995),Adventure|Children\n"
