@@ -358,8 +358,6 @@ class MetaLearner(keras.Model):
         return self._encode_negatives(Negatives(items, self.contrast_log_expected, weight), False)
 
     def _check_labels(self, support: Support) -> None:
-        if not tf.executing_eagerly():
-            return
         real = np.arange(support.label.shape[1]) < np.asarray(support.length)[:, None]
         wrong = np.flatnonzero((real & ~np.isfinite(support.label.numpy())).any(axis=1))
         if len(wrong):
@@ -412,10 +410,7 @@ class MetaLearner(keras.Model):
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        config = keras.saving.deserialize_keras_object(config)
-        self.compile(**config)
-        if self.optimizer is not None:
-            self.optimizer.build(self.trainable_variables)
+        self.compile(**keras.saving.deserialize_keras_object(config))
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
