@@ -33,7 +33,7 @@ from rich.progress import track
 import tfmetarec as tmr
 from benchmarks import report
 from tfmetarec.data import DataError, Interactions, Vocabulary
-from tfmetarec.meta.fast_weights import Weights
+from tfmetarec.meta.paths import Weights
 from tfmetarec.meta.learner import EncodedNegatives, TaskRows
 from tfmetarec.tasks import Episode, Episodes, Support
 

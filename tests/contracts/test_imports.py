@@ -18,8 +18,9 @@ BELOW = {
     "data": set(),
     "tasks": {"data"},
     "models": {"data", "tasks"},
-    "meta": {"data", "tasks", "models"},
-    "transfer": {"data", "tasks", "models"},
+    "optimizers": set(),
+    "meta": {"data", "tasks", "models", "optimizers"},
+    "transfer": {"data", "tasks", "models", "optimizers"},
 }
 BELOW["evaluation"] = {*BELOW, "meta", "transfer"}
 BELOW["export"] = {*BELOW["evaluation"], "evaluation"}

@@ -48,7 +48,7 @@ def make(combination, settings, own_model, seed=0):
     algorithm, kind, feedback = combination
     vocabulary = settings[feedback].vocabulary
     model = {
-        "two_tower": lambda: tmr.models.TwoTower(vocabulary, 4, seed=seed),
+        "two_tower": lambda: tmr.models.TwoTower(vocabulary, 4, user_hidden=(8,), seed=seed),
         "ranker": lambda: tmr.models.Ranker(vocabulary, 4, hidden=(5,), seed=seed),
         "own": lambda: own_model(vocabulary, seed),
     }[kind]()
@@ -153,7 +153,7 @@ def test_a_task_does_not_depend_on_its_neighbours(case, support):
 
 
 def test_embeddings_stay_in_the_inner_loop(case, support):
-    moving = case.learner._adaptable.variables
+    moving = case.learner.adapted_variables
     tables = {
         id(variable)
         for layer in case.learner.model._flatten_layers()

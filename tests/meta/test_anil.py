@@ -27,16 +27,16 @@ def test_the_meta_gradient_is_exact_with_only_the_last_layer_moving(settings, fi
 @pytest.mark.parametrize("hidden", [(), (5,), (5, 6, 7)])
 def test_the_layer_that_moves_is_the_last_of_the_mlp(explicit, hidden):
     model = Ranker(explicit.vocabulary, 3, hidden=hidden)
-    moving = ANIL(model)._adaptable.variables
+    moving = ANIL(model).adapted_variables
     assert [id(v) for v in moving] == [id(v) for v in model.head.tower.dense[-1].trainable_variables]
     assert moving[0].shape[-1] == 1
 
 
 def test_without_hidden_layers_the_users_own_level_stays(explicit):
     model = TwoTower(explicit.vocabulary, 3)
-    moving = {variable.path for variable in ANIL(model)._adaptable.variables}
-    everything = {variable.path for variable in MAML(model)._adaptable.variables}
-    assert everything - moving == {"head/score_bias"}
+    moving = {variable.path for variable in ANIL(model).adapted_variables}
+    everything = {variable.path for variable in MAML(model).adapted_variables}
+    assert everything - moving == {"level/kernel"}
 
 
 def test_adapting_gives_weights_for_the_last_layer_alone(explicit, first_batch, own_model):
@@ -48,4 +48,4 @@ def test_adapting_gives_weights_for_the_last_layer_alone(explicit, first_batch, 
 
 def test_what_moves_can_be_chosen_after_all(explicit):
     model = Ranker(explicit.vocabulary, 3, hidden=(5,))
-    assert len(ANIL(model, adapted=None)._adaptable.variables) == 4
+    assert len(ANIL(model, adapted=None).adapted_variables) == 4

@@ -11,7 +11,7 @@ from tfmetarec.models import TwoTower
         ({"inner_steps": 0}, "`inner_steps` must be at least 1. Received: inner_steps=0"),
         (
             {"inner_learning_rate": 0.0},
-            "`inner_learning_rate` must be greater than 0. Received: inner_learning_rate=0.0",
+            "`inner_learning_rate` must be greater than 0 and finite. Received: inner_learning_rate=0.0",
         ),
         ({"inner_learning_rate": float("nan")}, "`inner_learning_rate` must be greater than 0"),
         ({"shrinkage": -1.0}, "`shrinkage` must be at least 0. Received: shrinkage=-1.0"),
@@ -28,7 +28,7 @@ def test_shrinkage_makes_a_short_support_move_less(explicit, first_batch):
     moves = {}
     for shrinkage in (0.0, 4.0):
         learner = MAML(model, inner_learning_rate=0.1, shrinkage=shrinkage)
-        moved = zip(learner.adapt(support).weights, learner._adaptable.start(), strict=True)
+        moved = zip(learner.adapt(support).weights, learner.starting_weights(1), strict=True)
         moves[shrinkage] = [np.asarray(w - s).reshape(6, -1) for w, s in moved]
     # One step on n rows: the mean gradient times n / (n + shrinkage).
     shares = np.array([[n / (n + 4)] for n in support.length])

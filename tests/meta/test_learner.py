@@ -155,7 +155,7 @@ def test_a_support_without_any_room_is_the_starting_point(maml, explicit, first_
     support = first_batch(explicit.episodes).support
     empty = tf.nest.map_structure(lambda value: value[:, :0] if value.ndim > 1 else value, support)
     empty = Support(support.user, empty.item, empty.label, np.zeros(6, np.int32))
-    for weight, start in zip(maml.adapt(empty).weights, maml._adaptable.start(), strict=True):
+    for weight, start in zip(maml.adapt(empty).weights, maml.starting_weights(1), strict=True):
         np.testing.assert_array_equal(weight, np.broadcast_to(start, weight.shape))
 
 

@@ -75,7 +75,7 @@ def test_the_proximal_term_keeps_a_task_near_the_start(explicit, first_batch):
     distances = []
     for proximal in (0.0, 2.0):
         learner = Reptile(model, inner_steps=4, inner_learning_rate=0.1, proximal=proximal)
-        moved = zip(learner.adapt(support).weights, learner._adaptable.start(), strict=True)
+        moved = zip(learner.adapt(support).weights, learner.starting_weights(1), strict=True)
         distances.append(sum(float(tf.reduce_sum((w - s) ** 2)) for w, s in moved))
     assert 0 < distances[1] < distances[0]
 

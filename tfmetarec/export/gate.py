@@ -65,7 +65,7 @@ def live_answer(learner: MetaLearner, signature: str, request: Request, top_k: i
         return {name: value[rows] for name, value in catalogue.items()}
 
     if signature == "embed_items":
-        encoded = tf.nest.flatten(learner._adaptable.encode_item(items(request["items"]), training=False))
+        encoded = tf.nest.flatten(learner._cut.encode_item(items(request["items"]), training=False))
         flat = [np.reshape(np.asarray(part, np.float32), (len(request["items"]), -1)) for part in encoded]
         return {"embeddings": np.concatenate(flat, axis=1)}
     batch = len(next(iter(request.values())))

@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfmetarec.export.example_requests import user_input
-from tfmetarec.meta.learner import EncodedNegatives, MetaLearner, TaskRows
+from tfmetarec.meta.learner import MetaLearner
+from tfmetarec.meta.paths import EncodedNegatives, TaskRows
 
 Signatures = dict[str, tf.types.experimental.ConcreteFunction]
 
@@ -46,10 +47,10 @@ class ServedLearner:
         self.top_k = min(top_k, vocabulary.n_items - 1)
         self._learner = learner
         catalogue = {name: tf.constant(value) for name, value in vocabulary.catalogue.items()}
-        encoded = learner._adaptable.encode_item(catalogue, training=False)
+        encoded = learner._cut.encode_item(catalogue, training=False)
         self.item_vectors = tf.nest.map_structure(lambda t: tf.Variable(t, trainable=False), encoded)
         self.item_ids = tf.Variable(tf.constant(vocabulary.item_ids, vocabulary.id_dtype("item")), trainable=False)
-        self.index = self._index() if learner._adaptable.is_retrieval else None
+        self.index = self._index() if learner.is_retrieval else None
 
     def _index(self) -> Any:
         from tensorflow_recommenders.layers.factorized_top_k import BruteForce
@@ -105,15 +106,12 @@ class ServedLearner:
     def score(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         candidates = inputs["candidates"]
         user = self._user(inputs, tf.shape(candidates)[0])
-        start = self._learner._adaptable.start()
-        batch = tf.shape(candidates)[:1]
-        weights = [tf.broadcast_to(weight, tf.concat([batch, tf.shape(weight)], 0)) for weight in start]
-        return {"scores": self._learner.score_rows(weights, {"user": user, "item": self._items(candidates)})}
+        weights = self._learner.starting_weights(tf.shape(candidates)[0])
+        return {"scores": self._learner.score_rows(weights, user, self._items(candidates))}
 
     def adapt_and_score(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         weights, user = self._adapt(inputs)
-        own = {"user": user, "item": self._items(inputs["candidates"])}
-        return {"scores": self._learner.score_rows(weights, own)}
+        return {"scores": self._learner.score_rows(weights, user, self._items(inputs["candidates"]))}
 
     def adapt_and_recommend(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         weights, user = self._adapt(inputs)
@@ -123,7 +121,7 @@ class ServedLearner:
             scores, ids = self._search(weights, user, fetched)
         else:
             known = tf.nest.map_structure(lambda t: t[1:], self.item_vectors)
-            scores = self._learner.score_rows(weights, {"user": user}, {"item": known})
+            scores = self._learner.score_rows(weights, user, known, common="item")
             scores, place = tf.math.top_k(scores, fetched)
             ids = tf.gather(self.item_ids[1:], place)
         real = tf.range(tf.shape(support)[1]) < length[:, None]
@@ -142,7 +140,7 @@ class ServedLearner:
     def _user(self, inputs: dict[str, tf.Tensor], batch: tf.Tensor) -> Any:
         raw = {name: inputs[user_input(name)] for name in self.vocabulary.raw_signature("user")}
         features = self.vocabulary.encode("user", raw, batch)
-        encoded = self._learner._adaptable.encode_user(features, training=False)
+        encoded = self._learner._cut.encode_user(features, training=False)
         return tf.nest.map_structure(lambda t: t[:, None], encoded)
 
     def _rows(self, raw_ids: tf.Tensor) -> tf.Tensor:
@@ -161,8 +159,8 @@ class ServedLearner:
         rows = self._rows(support)
         label, real = self._learner.evidence(label, length)
         items = tf.nest.map_structure(lambda table: tf.gather(table, rows), self.item_vectors)
-        task = TaskRows(user, items, label, tf.cast(real, tf.float32))
-        return self._learner.adapt_rows(task, self._negatives(rows, real)), user
+        task = TaskRows(user, items, label, tf.cast(real, tf.float32), self._negatives(rows, real))
+        return self._learner.adapt_rows(task), user
 
     def _negatives(self, rows: tf.Tensor, real: tf.Tensor) -> EncodedNegatives | None:
         learner = self._learner
@@ -174,10 +172,8 @@ class ServedLearner:
 
     def _search(self, weights: list[tf.Tensor], user: Any, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         assert self.index is not None
-        adaptable = self._learner._adaptable
-        query = self._learner._query(weights, user)
-        scores, ids = self.index(query, k=count)
-        return adaptable.activate(scores), ids
+        scores, ids = self.index(self._learner.query_rows(weights, user), k=count)
+        return self._learner.activate(scores), ids
 
 
 def _concrete(function: Callable, specs: dict[str, tf.TensorSpec]) -> tf.types.experimental.ConcreteFunction:

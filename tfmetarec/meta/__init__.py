@@ -5,9 +5,10 @@ from tfmetarec.meta.checkpoint import Checkpoint
 from tfmetarec.meta.fine_tuning import FineTuning
 from tfmetarec.meta.first_order_maml import FirstOrderMAML
 from tfmetarec.meta.inner_loop import GradientLearner
-from tfmetarec.meta.learner import AdaptedState, MetaLearner, TaskRows
+from tfmetarec.meta.learner import AdaptedState, MetaLearner, OuterLoss
 from tfmetarec.meta.losses import RowLoss, SampledSoftmax
 from tfmetarec.meta.maml import MAML
+from tfmetarec.meta.paths import EncodedNegatives, TaskRows
 from tfmetarec.meta.reptile import Reptile
 
 __all__ = [
@@ -15,10 +16,12 @@ __all__ = [
     "MAML",
     "AdaptedState",
     "Checkpoint",
+    "EncodedNegatives",
     "FineTuning",
     "FirstOrderMAML",
     "GradientLearner",
     "MetaLearner",
+    "OuterLoss",
     "Reptile",
     "RowLoss",
     "SampledSoftmax",

@@ -4,7 +4,8 @@ import keras
 import tensorflow as tf
 
 from tfmetarec.meta.inner_loop import GradientLearner
-from tfmetarec.tasks.episode import Episode
+from tfmetarec.meta.learner import OuterLoss
+from tfmetarec.meta.paths import TaskRows
 
 
 @keras.saving.register_keras_serializable(package="tfmetarec")
@@ -19,13 +20,9 @@ class FineTuning(GradientLearner):
     Reference: the fine-tuning baseline of [Chen et al., 2019](https://arxiv.org/abs/1904.04232), section 3.2.
     """
 
-    def meta_gradients(self, episode: Episode) -> tuple[tf.Tensor, list[tf.Tensor], tf.Tensor]:
-        with tf.GradientTape() as tape:
-            tasks = tf.shape(episode.query.label)[0]
-            weights = [tf.broadcast_to(w, tf.concat([[tasks], tf.shape(w)], 0)) for w in self._adaptable.start()]
-            loss, scores = self._query_loss_under(weights, episode, training=True)
-            as_query = episode._replace(query=episode.support, query_negatives=episode.support_negatives)
-            support_loss, _ = self._query_loss_under(weights, as_query, training=True)
-            total = tf.add_n([0.5 * (loss + support_loss), *self.model.losses])
-        variables = [variable.value for variable in self.trainable_variables]
-        return loss, tape.gradient(total, variables, unconnected_gradients="zero"), scores
+    def outer_loss(self, support: TaskRows, query: TaskRows) -> OuterLoss:
+        start = self._path.start()
+        of_support, _ = self._path.losses(start, support, self.task_loss)
+        of_query, scores = self._path.losses(start, query, self.task_loss)
+        loss = tf.reduce_mean(of_query)
+        return OuterLoss(0.5 * (loss + tf.reduce_mean(of_support)), loss, scores)

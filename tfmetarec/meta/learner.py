@@ -8,10 +8,13 @@ import tensorflow as tf
 
 from tfmetarec.data.vocabulary import Vocabulary
 from tfmetarec.meta import losses
+from tfmetarec.meta.adaptable import cut
 from tfmetarec.meta.checkpoint import Checkpoint
-from tfmetarec.meta.fast_weights import Adaptable, Weights
+from tfmetarec.meta.paths import Dense, EncodedNegatives, TaskRows, Vectorized
 from tfmetarec.tasks.batching import Episodes
 from tfmetarec.tasks.episode import Episode, Features, Negatives, Support
+
+ENGINES = ("auto", "low_rank", "formed", "vectorized")
 
 
 class AdaptedState(NamedTuple):
@@ -23,58 +26,48 @@ class AdaptedState(NamedTuple):
         item: encoded item side, leading dimensions `(T, 1)`; `None` if items vary within a task.
     """
 
-    weights: Weights
+    weights: list[tf.Tensor]
     user: Any
     item: Any
 
 
-class TaskRows(NamedTuple):
-    """One task as an algorithm sees it inside `adapt_task`: encoded rows and, maybe, negatives.
+class OuterLoss(NamedTuple):
+    """What one batch of episodes says about the starting point.
 
     Attributes:
-        user: encoded users, leading dimension 1 or `S`.
-        item: encoded items, leading dimension 1 or `S`.
-        label: `(S,)`.
-        weight: `(S,)`, 0 for padding.
-        negative_item: encoded negatives, leading dimension `P`, or `None`.
-        negative_log_expected: `(P,)`, or `None`.
-        negative_weight: `(P,)`, or `None`.
+        objective: scalar whose gradient the outer step follows.
+        loss: scalar, the query loss after adapting, to be shown.
+        scores: query scores `(T, Q)` after adapting.
     """
 
-    user: Any
-    item: Any
-    label: tf.Tensor
-    weight: tf.Tensor
-    negative_item: Any = None
-    negative_log_expected: Any = None
-    negative_weight: Any = None
-
-
-class EncodedNegatives(NamedTuple):
-    """`tfmetarec.tasks.Negatives` whose items are encoded: leading dimension `(P,)` or `(T, P)`."""
-
-    item: Any
-    log_expected: tf.Tensor
-    weight: tf.Tensor
+    objective: tf.Tensor
+    loss: tf.Tensor
+    scores: tf.Tensor
 
 
 class MetaLearner(keras.Model):
     """Learns from many tasks how to adapt to a new one; `fit` it like any Keras model.
 
-    An algorithm overrides `adapt_task`, and `meta_gradients` if its outer step is unusual. Everything else is
-    here: tasks run side by side (`tf.vectorized_map`), never in a Python loop, and adapting returns weights
-    without touching a variable.
+    An algorithm overrides `adapt_rows`, and `outer_loss` if its outer step is unusual. Everything else is here:
+    tasks run side by side, never in a Python loop, and adapting returns weights without touching a variable.
 
     Args:
         model: `keras.Model`, built, that maps a dict of features to `(batch, 1)` scores.
         vocabulary: `tfmetarec.data.Vocabulary`. Defaults to the model's own. Needed for implicit feedback and
             for export.
-        adapted: regular expression that says which variables adapt, see `Adaptable`.
+        adapted: which variables adapt: a regular expression searched for in their paths, "last" for the last
+            layer with weights, "body" for all but that layer. Defaults to all but embeddings; of a model in two
+            parts, of its head.
         contrast: int, at least 1. With implicit feedback a support holds only positives: adapting contrasts
             them with this many catalogue items, drawn once by popularity and kept, so that a served model
             answers the same request the same way. Defaults to 512.
+        engine: how tasks run side by side; all are exact. "auto": where only Dense layers adapt, all tasks at
+            once, each kernel as low-rank factors or formed, whichever takes fewer multiplications; else
+            "vectorized" (`tf.vectorized_map`, any model). "low_rank" and "formed" fix the form of kernels.
         seed: int, of the contrast items.
 
+    Raises:
+        ValueError: for an option out of range, an engine that the model does not allow, or if nothing adapts.
     """
 
     def __init__(
@@ -84,74 +77,91 @@ class MetaLearner(keras.Model):
         vocabulary: Vocabulary | None = None,
         adapted: str | None = None,
         contrast: int = 512,
+        engine: str = "auto",
         seed: int = 0,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         if contrast < 1:
             raise ValueError(f"`contrast` must be at least 1. Received: contrast={contrast}")
+        if engine not in ENGINES:
+            raise ValueError(f"`engine` must be one of {', '.join(ENGINES)}. Received: engine={engine!r}")
         self.model = model
-        self.adapted, self.contrast, self.seed = adapted, contrast, seed
-        self._adaptable = Adaptable(model, adapted)
+        self.adapted, self.contrast, self.engine, self.seed = adapted, contrast, engine, seed
+        vocabulary = vocabulary or getattr(model, "vocabulary", None)
+        self._cut = cut(model, adapted, _sides(vocabulary))
+        self._path = self._choose_path(engine)
         self._graphs: dict[tuple, Any] = {}
-        self._set_vocabulary(vocabulary or getattr(model, "vocabulary", None))
+        self._set_vocabulary(vocabulary)
         self.task_loss = losses.resolve(None, self.feedback)
         self.loss_tracker = keras.metrics.Mean(name="loss")
+        self._compile_inner = False
         self.built = True
+
+    def _choose_path(self, engine: str) -> Dense | Vectorized:
+        dense = self._cut.takes_apply and self._cut.dense_layers is not None
+        if engine in ("low_rank", "formed") and not dense:
+            raise ValueError(
+                f"`engine` {engine!r} needs a model of which only Dense layers adapt. Received: {type(self.model).__name__}"
+            )
+        if dense and engine != "vectorized":
+            return Dense(self._cut, engine)  # type: ignore[arg-type]
+        return Vectorized(self._cut)
 
     # -- what an algorithm overrides -----------------------------------------------------------------------
 
-    def adapt_task(self, task: TaskRows, training: bool) -> Weights:
-        """Adapted weights of one task; runs vectorised over all tasks of a batch.
+    def adapt_rows(self, rows: TaskRows, training: bool = False) -> list[tf.Tensor]:
+        """Adapted weights of `T` tasks from their encoded support: `(T, ...)` for each variable that adapts.
 
         Args:
-            task: the encoded support.
+            rows: the encoded support.
             training: whether the result will be differentiated for the outer step.
         """
         raise NotImplementedError(f"{type(self).__name__} must say how it adapts.")
 
-    def meta_gradients(self, episode: Episode) -> tuple[tf.Tensor, list[tf.Tensor], tf.Tensor]:
-        """Loss, gradient of every trainable variable, and query scores `(T, Q)` of one batch of episodes."""
-        with tf.GradientTape() as tape:
-            loss, scores = self.query_loss(episode, training=True)
-            total = tf.add_n([loss, *self.model.losses]) if self.model.losses else loss
-        variables = [variable.value for variable in self.trainable_variables]
-        return loss, tape.gradient(total, variables, unconnected_gradients="zero"), scores
+    def outer_loss(self, support: TaskRows, query: TaskRows) -> OuterLoss:
+        """What the outer step minimises: by default the query loss after adapting, averaged over tasks."""
+        loss, scores = self._path.losses(self.adapt_rows(support, training=True), query, self.task_loss)
+        return OuterLoss(tf.reduce_mean(loss), tf.reduce_mean(loss), scores)
 
     # -- the two verbs ---------------------------------------------------------------------------------------
 
-    def adapt(self, support: Support, negatives: Negatives | None = None, training: bool = False) -> AdaptedState:
+    def adapt(self, support: Support, negatives: Negatives | None = None) -> AdaptedState:
         """Adapts to `T` tasks at once; no variable changes.
 
         Args:
             support: features, labels and lengths, as arrays or tensors. Length 0 gives the starting point.
             negatives: what implicit feedback is contrasted with. Defaults to the fixed contrast items less
                 those in the support.
-            training: whether to encode in training mode (dropout).
 
         Raises:
             ValueError: if a label within the support is not finite (checked outside a graph).
         """
         support = _tensors(support)
-        if tf.executing_eagerly() and negatives is None and not training:
+        if tf.executing_eagerly() and negatives is None:
             self._check_labels(support)
             return AdaptedState(*self._run_graph(self._adapt, support))
-        return self._adapt(support, negatives, training)
+        return self._adapt(support, negatives)
 
-    def _adapt(self, support: Support, negatives: Negatives | None = None, training: bool = False) -> AdaptedState:
-        task = self._task_rows(support, training)
+    def _adapt(self, support: Support, negatives: Negatives | None = None) -> AdaptedState:
         encoded = (
-            self._contrast_negatives(support) if negatives is None else self._encode_negatives(negatives, training)
+            self._contrast_negatives(support) if negatives is None else self._encode_negatives(negatives, False)
         )
+        rows = self._task_rows(support, False)._replace(negatives=encoded)
         return AdaptedState(
-            self.adapt_rows(task, encoded, training),
-            task.user if is_shared(support.user) else None,
-            task.item if is_shared(support.item) else None,
+            self.adapt_rows(rows),
+            rows.user if is_shared(support.user) else None,
+            rows.item if is_shared(support.item) else None,
         )
 
-    def adapt_rows(self, task: TaskRows, negatives: EncodedNegatives | None, training: bool = False) -> Weights:
-        """`adapt` for rows that are encoded already, as an exported graph has them."""
-        return self._map(lambda rows: self.adapt_task(rows, training), task, negatives)
+    @property
+    def adapted_variables(self) -> list[keras.Variable]:
+        """The variables that adapt, in the order of adapted weights."""
+        return self._cut.variables
+
+    def starting_weights(self, tasks: int | tf.Tensor) -> list[tf.Tensor]:
+        """The starting point as `adapt_rows` returns weights: the same for each of so many tasks."""
+        return self._path.formed(self._path.start(), tasks)
 
     def score(self, state: AdaptedState, item: Features | None = None, user: Features | None = None) -> tf.Tensor:
         """Scores `(T, N)` of candidates under adapted weights.
@@ -175,28 +185,30 @@ class MetaLearner(keras.Model):
         return self._score(state, item, user)
 
     def _score(self, state: AdaptedState, item: Features | None, user: Features | None) -> tf.Tensor:
-        given = {"user": user, "item": item}
-        sides = {"user": state.user, "item": state.item}
-        encode = {"user": self._adaptable.encode_user, "item": self._adaptable.encode_item}
-        mapped: dict[str, Any] = {}
-        common: dict[str, Any] = {}
-        for side, features in given.items():
-            if features is None:
-                mapped[side] = sides[side]
-            else:
-                target = common if features[f"{side}_id"].shape.rank == 1 else mapped
-                target[side] = encode[side](features, training=False)
+        sides, common = {"user": state.user, "item": state.item}, None
+        encode = {"user": self._cut.encode_user, "item": self._cut.encode_item}
+        for side, features in (("user", user), ("item", item)):
+            if features is not None:
+                sides[side] = encode[side](features, training=False)
+                if features[f"{side}_id"].shape.rank == 1:
+                    common = side
+        return self._path.scores(state.weights, sides["user"], sides["item"], common)
 
-        return self.score_rows(state.weights, mapped, common)
+    def score_rows(self, weights: list[tf.Tensor], user: Any, item: Any, common: str | None = None) -> tf.Tensor:
+        """`score` for sides that are encoded already, as an exported graph has them.
 
-    def score_rows(self, weights: Weights, own: dict[str, Any], common: dict[str, Any] | None = None) -> tf.Tensor:
-        """`score` for encoded sides "user" and "item": each task's own, `(T, N or 1, ...)`, or common to all."""
+        Args:
+            weights: as `adapt_rows` returns them.
+            user: encoded users, `(T, 1 or N, ...)`.
+            item: encoded items, `(T, 1 or N, ...)`.
+            common: "user" or "item" if that side is `(N, ...)`, common to all tasks.
+        """
+        return self._path.scores(weights, user, item, common)
 
-        def score_task(inputs: tuple[Weights, dict[str, Any]]) -> tf.Tensor:
-            sides = {**inputs[1], **(common or {})}
-            return self._adaptable.score(inputs[0], sides["user"], sides["item"])
-
-        return tf.vectorized_map(score_task, (weights, own))
+    @property
+    def is_retrieval(self) -> bool:
+        """Whether a score is the dot product of `query` with `model.encode_item`, through an activation."""
+        return self._cut.is_retrieval
 
     def query(self, state: AdaptedState) -> tf.Tensor:
         """Query vectors `(T, D)` whose dot product with `model.encode_item` is the score, before activation.
@@ -204,14 +216,19 @@ class MetaLearner(keras.Model):
         Raises:
             ValueError: if the model's score is not a dot product.
         """
-        if not self._adaptable.is_retrieval:
+        if not self.is_retrieval:
             raise ValueError(
                 f"`query` needs a model that scores by a dot product. Received: {type(self.model).__name__}"
             )
-        return self._run_graph(self._query, state.weights, state.user)
+        return self._run_graph(self.query_rows, state.weights, state.user)
 
-    def _query(self, weights: Weights, user: Any) -> tf.Tensor:
-        return tf.vectorized_map(lambda own: self._adaptable.query(*own)[0], (weights, user))
+    def query_rows(self, weights: list[tf.Tensor], user: Any) -> tf.Tensor:
+        """`query` for users that are encoded already, `(T, 1, ...)`."""
+        return self._path.queries(weights, user)
+
+    def activate(self, products: tf.Tensor) -> tf.Tensor:
+        """Scores from the dot products of queries and items."""
+        return self._cut.activate(products)
 
     def _run_graph(self, function: Any, *inputs: Any) -> Any:
         """Runs `function` as a graph, traced once per kind of input: adapting op by op would be slow."""
@@ -223,67 +240,81 @@ class MetaLearner(keras.Model):
 
     # -- the outer loop ----------------------------------------------------------------------------------------
 
-    def query_loss(self, episode: Episode, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
-        """Mean loss over tasks on the query after adapting to the support, and the query scores `(T, Q)`."""
-        support_negatives = episode.support_negatives or None
-        state = self.adapt(episode.support, support_negatives if training else None, training=training)
-        return self._query_loss_under(state.weights, episode, training)
+    def meta_gradients(self, episode: Episode) -> tuple[tf.Tensor, list[tf.Tensor], tf.Tensor]:
+        """Loss, gradient of every trainable variable, and query scores `(T, Q)` of one batch of episodes.
 
-    def _query_loss_under(self, weights: Weights, episode: Episode, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
-        task = self._task_rows(episode.query, training)
-        negatives = self._encode_negatives(episode.query_negatives, training) if episode.query_negatives else None
-        loss, scores = self._map(lambda own: self._task_loss_and_scores(*own), task, negatives, weights)
+        Encoders run once, outside; what happens under tasks' own weights is a function of the encoded rows and
+        of few variables, which XLA may compile. The chain rule joins the two.
+        """
+        variables = [variable.value for variable in self.trainable_variables]
+        with tf.GradientTape() as tape:
+            support, query = self.encode(episode)
+            penalty = tf.add_n(self.model.losses) if self.model.losses else None
+        loss, scores, inner_gradients, encoded_gradients = self._inner_problem(support, query)
+        targets, along = _connected(support, query), encoded_gradients
+        if penalty is not None:
+            targets, along = [*targets, penalty], [*along, tf.ones_like(penalty)]
+        gradients = tape.gradient(targets, variables, output_gradients=along) if targets else [None] * len(variables)
+        by_variable = {id(v): g for v, g in zip(self._inner_variables, inner_gradients, strict=True)}
+        joined = []
+        for variable, gradient in zip(self.trainable_variables, gradients, strict=True):
+            inner = by_variable.get(id(variable))
+            if gradient is None or inner is None:
+                gradient = inner if gradient is None else gradient
+                joined.append(tf.zeros_like(variable.value) if gradient is None else gradient)
+            else:
+                joined.append(tf.convert_to_tensor(gradient) + tf.convert_to_tensor(inner))
+        return loss, joined, scores
+
+    @property
+    def _inner_variables(self) -> list[keras.Variable]:
+        """What is used under tasks' own weights: the inner part of the model, and the learner's own."""
+        of_model = {id(variable) for variable in self.model.trainable_variables}
+        own = [variable for variable in self.trainable_variables if id(variable) not in of_model]
+        return [*self._cut.inner_variables, *own]
+
+    def _inner_problem(self, support: TaskRows, query: TaskRows) -> tuple:
+        if self._compile_inner:
+            key = ("inner problem", True)
+            if key not in self._graphs:
+                self._graphs[key] = tf.function(self._solve, autograph=False, jit_compile=True)
+            return self._graphs[key](support, query)
+        return self._solve(support, query)
+
+    def _solve(self, support: TaskRows, query: TaskRows) -> tuple:
+        """Loss, scores, and the objective's gradients by inner variables and by encoded tensors."""
+        encoded = _connected(support, query)
+        with tf.GradientTape() as tape:
+            tape.watch(encoded)
+            objective, loss, scores = self.outer_loss(support, query)
+        sources = ([variable.value for variable in self._inner_variables], encoded)
+        inner, outer = tape.gradient(objective, sources)
+        outer = [tf.zeros_like(e) if g is None else tf.convert_to_tensor(g) for e, g in zip(encoded, outer, strict=True)]
+        return loss, scores, inner, outer
+
+    def encode(self, episode: Episode, training: bool = True) -> tuple[TaskRows, TaskRows]:
+        """Encoded support and query, contrasted with sampled negatives where the episode has them."""
+        parts = []
+        for part, negatives in (
+            (episode.support, episode.support_negatives),
+            (episode.query, episode.query_negatives),
+        ):
+            rows = self._task_rows(part, training)
+            if negatives:
+                rows = rows._replace(negatives=self._encode_negatives(negatives, training))
+            parts.append(rows)
+        return parts[0], parts[1]
+
+    def query_loss(self, episode: Episode) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mean loss over tasks on the query after adapting as a served model does, and the query scores `(T, Q)`."""
+        _, query = self.encode(episode, training=False)
+        loss, scores = self._path.losses(self._adapt(_tensors(episode.support)).weights, query, self.task_loss)
         return tf.reduce_mean(loss), scores
-
-    def support_loss(self, weights: Weights, task: TaskRows, shrinkage: float = 0.0) -> tf.Tensor:
-        """The inner loss of one task under `weights`, see `losses.weighted_mean` for `shrinkage`."""
-        return self._task_loss_and_scores(weights, task, shrinkage)[0]
-
-    def _task_loss_and_scores(
-        self, weights: Weights, task: TaskRows, shrinkage: float = 0.0
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        scores = self._adaptable.score(weights, task.user, task.item)
-        negatives = None
-        if task.negative_item is not None:
-            negative_scores = self._adaptable.score(weights, task.user, task.negative_item)
-            negatives = losses.NegativeRows(negative_scores, task.negative_log_expected, task.negative_weight)
-        return self.task_loss(losses.Rows(task.label, scores, task.weight), negatives, shrinkage), scores
-
-    def _map(
-        self,
-        function: Any,
-        task: TaskRows,
-        negatives: EncodedNegatives | None,
-        weights: Weights | None = None,
-    ) -> Any:
-        """Runs `function` on every task of a batch at once; negatives common to all are not repeated."""
-        mapped: dict[str, Any] = {"task": task[:4]}
-        common: dict[str, Any] = {}
-        if weights is not None:
-            mapped["weights"] = weights
-        if negatives is not None:
-            shared = negatives.log_expected.shape.rank == 1
-            (common if shared else mapped)["negatives"] = (negatives.item, negatives.log_expected)
-            mapped["negative_weight"] = negatives.weight
-
-        def one(own: dict[str, Any]) -> Any:
-            both = {**own, **common}
-            rows = TaskRows(*both["task"])
-            if negatives is not None:
-                item, log_expected = both["negatives"]
-                rows = rows._replace(
-                    negative_item=item,
-                    negative_log_expected=log_expected,
-                    negative_weight=both["negative_weight"],
-                )
-            return function(rows if weights is None else (both["weights"], rows))
-
-        return tf.vectorized_map(one, mapped)
 
     def _encode_negatives(self, negatives: Negatives, training: bool) -> EncodedNegatives:
         negatives = _tensors(negatives)
         return EncodedNegatives(
-            self._adaptable.encode_item(negatives.item, training=training),
+            self._cut.encode_item(negatives.item, training=training),
             tf.cast(negatives.log_expected, keras.config.floatx()),
             tf.cast(negatives.weight, keras.config.floatx()),
         )
@@ -291,8 +322,8 @@ class MetaLearner(keras.Model):
     def _task_rows(self, support: Support, training: bool) -> TaskRows:
         """The encoded rows of `T` tasks, each with leading dimensions `(T, rows)`; a shared side has one row."""
         support = _tensors(support)
-        user = self._adaptable.encode_user(support.user, training=training)
-        item = self._adaptable.encode_item(support.item, training=training)
+        user = self._cut.encode_user(support.user, training=training)
+        item = self._cut.encode_item(support.item, training=training)
         if is_shared(support.user):
             user = tf.nest.map_structure(lambda t: t[:, None], user)
         if is_shared(support.item):
@@ -372,7 +403,7 @@ class MetaLearner(keras.Model):
         metrics: Any = None,
         *,
         weighted_metrics: Any = None,
-        jit_compile: bool = False,
+        jit_compile: bool | str = "auto",
         **kwargs: Any,
     ) -> None:
         """Configures the outer loop.
@@ -383,7 +414,9 @@ class MetaLearner(keras.Model):
                 implicit feedback and "mean_squared_error" for explicit.
             metrics: list of Keras metrics of query labels and scores after adapting, padding left out.
             weighted_metrics: the same; here all metrics are weighted, by 0 for padding.
-            jit_compile: bool. XLA for the training step.
+            jit_compile: "auto" compiles with XLA what happens under tasks' own weights, where only Dense layers
+                adapt; it pays after some dozens of steps. `True` compiles the whole training step, `False` nothing.
+                Adapting, and an exported model, are never compiled with XLA.
         """
         for name, given in (("metrics", metrics), ("weighted_metrics", weighted_metrics)):
             if not isinstance(given, list | tuple | None):
@@ -392,7 +425,9 @@ class MetaLearner(keras.Model):
         weighted = [*(metrics or ()), *(weighted_metrics or ())] or None
         if keras.config.dtype_policy().compute_dtype == "float16":
             raise ValueError("a meta-learner does not scale its loss, so it cannot train in float16. Take bfloat16.")
-        super().compile(optimizer=optimizer, weighted_metrics=weighted, jit_compile=jit_compile, **kwargs)
+        self._jit_compile = jit_compile
+        super().compile(optimizer=optimizer, weighted_metrics=weighted, jit_compile=jit_compile is True, **kwargs)
+        self._compile_inner = jit_compile == "auto" and not self.run_eagerly and isinstance(self._path, Dense)
         if self.optimizer is not None and not self.optimizer.built:
             # Left to the first step, it would be built inside that step's graph, which is then traced twice.
             self.optimizer.build(self.trainable_variables)
@@ -407,6 +442,7 @@ class MetaLearner(keras.Model):
     def get_compile_config(self) -> dict[str, Any]:
         config = super().get_compile_config() or {}
         config["loss"] = keras.saving.serialize_keras_object(self.task_loss)
+        config["jit_compile"] = self._jit_compile
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -420,12 +456,15 @@ class MetaLearner(keras.Model):
     def train_step(self, data: Any) -> dict[str, Any]:
         episode = _episode(data)
         loss, gradients, scores = self.meta_gradients(episode)
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        if replicas > 1:  # The optimizer adds up what the replicas say of their share of the tasks.
+            gradients = [gradient / replicas for gradient in gradients]
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         return self._logs(loss, episode, scores)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         episode = _episode(data)
-        loss, scores = self.query_loss(episode, training=False)
+        loss, scores = self.query_loss(episode)
         return self._logs(loss, episode, scores)
 
     def call(self, episode: Any, training: bool = False) -> tf.Tensor:
@@ -433,7 +472,7 @@ class MetaLearner(keras.Model):
         episode = _episode(episode)
         weights = self.adapt(episode.support).weights
         rows = self._task_rows(episode.query, False)
-        return self.score_rows(weights, {"user": rows.user, "item": rows.item})
+        return self.score_rows(weights, rows.user, rows.item)
 
     def predict_step(self, data: Any) -> tf.Tensor:
         return self(_episode(data))
@@ -496,7 +535,7 @@ class MetaLearner(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         model = keras.saving.serialize_keras_object(self.model)
-        own = {"adapted": self.adapted, "contrast": self.contrast, "seed": self.seed}
+        own = {name: getattr(self, name) for name in ("adapted", "contrast", "engine", "seed")}
         return {"model": model, **own, "name": self.name}
 
     @classmethod
@@ -516,6 +555,23 @@ class MetaLearner(keras.Model):
 def is_shared(features: Features) -> bool:
     """Whether a task has a single user (or item) for all its rows."""
     return features["user_id" if "user_id" in features else "item_id"].shape.rank == 1
+
+
+def _sides(vocabulary: Vocabulary | None) -> dict[str, str]:
+    """The side of each feature that a vocabulary knows, by the name that the feature has in a batch."""
+    specs = getattr(vocabulary, "specs", None)
+    if specs is None:
+        return {}
+    of = {spec.name: side for side in ("user", "item") for spec in getattr(specs, side)}
+    return {**of, **{f"{name}_length": side for name, side in of.items()}}
+
+
+def _connected(support: TaskRows, query: TaskRows) -> list[tf.Tensor]:
+    """The tensors of encoded rows through which a gradient reaches the encoders."""
+    parts = []
+    for rows in (support, query):
+        parts += [rows.user, rows.item, rows.negatives.item if rows.negatives is not None else None]
+    return [tensor for tensor in tf.nest.flatten(parts) if tensor is not None and tensor.dtype.is_floating]
 
 
 def _tensors(structure: Any) -> Any:

@@ -1,8 +1,8 @@
 """Losses over the rows of one task, with padding weighted out.
 
 A task loss takes the labels, scores and weights of `R` rows and, for implicit feedback, the scores of `P`
-negatives; it returns a scalar. It is zero, with zero gradient, where no row has weight, so a task without
-support stays exactly where it was.
+negatives, with any leading dimensions for tasks; it returns one number a task. It is zero, with zero gradient, where
+no row has weight, so a task without support stays exactly where it was.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import tensorflow as tf
 
 
 class Rows(NamedTuple):
-    """The rows of one task: label, score and weight, each `(R,)`."""
+    """The rows of a task: label, score and weight, each `(..., R)`."""
 
     label: tf.Tensor
     score: tf.Tensor
@@ -21,7 +21,7 @@ class Rows(NamedTuple):
 
 
 class NegativeRows(NamedTuple):
-    """The negatives of one task: score, logarithm of the expected draws, and weight, each `(P,)`."""
+    """The negatives of a task, each `(..., P)`: score, logarithm of the expected draws, and weight."""
 
     score: tf.Tensor
     log_expected: tf.Tensor
@@ -29,14 +29,14 @@ class NegativeRows(NamedTuple):
 
 
 def weighted_mean(values: tf.Tensor, weight: tf.Tensor, shrinkage: float = 0.0) -> tf.Tensor:
-    """Mean of `values` under `weight`, as if `shrinkage` more rows had value 0; 0 without any weight.
+    """Mean of `values` under `weight` over the last axis, as if `shrinkage` more had value 0; 0 without weight.
 
     >>> float(weighted_mean(tf.constant([1.0, 5.0]), tf.constant([3.0, 1.0])))
     2.0
     >>> float(weighted_mean(tf.constant([1.0, 5.0]), tf.constant([3.0, 1.0]), shrinkage=4.0))
     1.0
     """
-    return tf.math.divide_no_nan(tf.reduce_sum(values * weight), tf.reduce_sum(weight) + shrinkage)
+    return tf.math.divide_no_nan(tf.reduce_sum(values * weight, -1), tf.reduce_sum(weight, -1) + shrinkage)
 
 
 @keras.saving.register_keras_serializable(package="tfmetarec")
@@ -67,7 +67,7 @@ class SampledSoftmax:
         corrected = negatives.score / self.temperature - negatives.log_expected
         corrected = tf.where(negatives.weight > 0, corrected, -1e9)
         score = rows.score / self.temperature
-        total = tf.math.reduce_logsumexp(corrected)
+        total = tf.math.reduce_logsumexp(corrected, axis=-1, keepdims=True)
         # -log(exp(score) / (exp(score) + exp(total))) = log(1 + exp(total - score))
         return weighted_mean(tf.nn.softplus(total - score), rows.weight, shrinkage)
 
@@ -101,7 +101,7 @@ class RowLoss:
 
     def _each(self, label: tf.Tensor, score: tf.Tensor) -> tf.Tensor:
         function: Callable = self.loss.call if isinstance(self.loss, keras.losses.Loss) else self.loss
-        return function(label[:, None], score[:, None])
+        return function(label[..., None], score[..., None])
 
     def get_config(self) -> dict[str, Any]:
         return {"loss": keras.losses.serialize(self.loss)}

@@ -16,8 +16,7 @@ class MAML(GradientLearner):
         model: `keras.Model`, built. Maps a dict of `(batch, ...)` features to `(batch, 1)` scores.
         inner_steps: int, at least 1. Gradient steps per task. Defaults to 1.
         inner_learning_rate: float, greater than 0. Defaults to 0.01.
-        shrinkage: float, at least 0, see `GradientLearner`. Defaults to 0.
-        **options: of `MetaLearner`.
+        **options: of `GradientLearner` and `MetaLearner`.
 
     Example:
     >>> import tfmetarec as tmr

@@ -1,7 +1,7 @@
 """Encoded features -> one vector per row, driven by the schema alone."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -9,7 +9,15 @@ import numpy as np
 from keras import ops
 
 from tfmetarec.data.vocabulary import LISTS, FeatureSpec, FeatureSpecs, Vocabulary
+from tfmetarec.models.embedding import RowSparseEmbedding
 from tfmetarec.tasks.episode import Features
+
+Apply = Callable[[keras.layers.Layer, Any], Any]
+
+
+def directly(layer: keras.layers.Layer, inputs: Any) -> Any:
+    """Runs a layer as it is."""
+    return layer(inputs)
 
 
 def resolve_specs(vocabulary: Vocabulary | FeatureSpecs | dict) -> FeatureSpecs:
@@ -84,7 +92,7 @@ class FeatureEncoder(keras.layers.Layer):
         self.specs = tuple(spec if isinstance(spec, FeatureSpec) else FeatureSpec(**spec) for spec in specs)
         self.embedding_dim, self.seed = embedding_dim, seed
         self.pooling = ListPooling()
-        self.embeddings: dict[str, keras.layers.Embedding] = {}
+        self.embeddings: dict[str, RowSparseEmbedding] = {}
         self.width = 0
         for index, spec in enumerate(self.specs):
             if spec.kind in ("number", "vector"):
@@ -92,7 +100,7 @@ class FeatureEncoder(keras.layers.Layer):
             else:
                 dim = min(embedding_dim, max(2, spec.size // 2))
                 initializer = keras.initializers.RandomNormal(0.0, 0.1, seed=seed + index)
-                table = keras.layers.Embedding(
+                table = RowSparseEmbedding(
                     spec.size, dim, initializer, name=f"embedding_of_{re.sub('[^A-Za-z0-9]', '_', spec.name)}_{index}"
                 )
                 table.build()
@@ -167,8 +175,8 @@ class ItemEncoder(keras.layers.Layer):
         self.content = FeatureEncoder(content, max(4, embedding_dim // 2), seed, name="content")
         self.tower = Tower(self.content.width, embedding_dim, self.hidden, dropout, seed=seed, name="tower")
         initializer = keras.initializers.RandomNormal(0.0, 0.05, seed=seed)
-        self.id_vector = keras.layers.Embedding(size, embedding_dim, initializer, name="id_vector")
-        self.id_bias = keras.layers.Embedding(size, 1, embeddings_initializer="zeros", name="id_bias")
+        self.id_vector = RowSparseEmbedding(size, embedding_dim, initializer, name="id_vector")
+        self.id_bias = RowSparseEmbedding(size, 1, embeddings_initializer="zeros", name="id_bias")
         self.content_bias = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros", name="content_bias")
         self.level_weight = self.add_weight((), keras.initializers.Constant(level), name="level_weight")
         self.id_vector.build()
@@ -206,6 +214,9 @@ class Tower(keras.layers.Layer):
         dropout: float in [0, 1), on the hidden layers.
         output_bias: float. Where the last bias starts.
         seed: int.
+
+    Call arguments: inputs `(..., width)`; `apply`: how a Dense layer runs on its inputs, which is where a learner
+    puts each task's own weights. Returns `(..., units)`.
     """
 
     def __init__(
@@ -238,10 +249,10 @@ class Tower(keras.layers.Layer):
                 self.drop.append(keras.layers.Dropout(dropout, seed=seed + index))
         self.built = True
 
-    def call(self, inputs: Any, training: bool = False) -> Any:
+    def call(self, inputs: Any, training: bool = False, apply: Apply = directly) -> Any:
         outputs = inputs
         for index, layer in enumerate(self.dense):
-            outputs = layer(outputs)
+            outputs = apply(layer, outputs)
             if index < len(self.drop):
                 outputs = self.drop[index](outputs, training=training)
         return outputs

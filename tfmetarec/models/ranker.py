@@ -7,7 +7,15 @@ import keras
 from keras import ops
 
 from tfmetarec.data.vocabulary import FeatureSpecs, Vocabulary
-from tfmetarec.models.features import FeatureEncoder, ItemEncoder, Tower, placeholder_features, resolve_specs
+from tfmetarec.models.features import (
+    Apply,
+    FeatureEncoder,
+    ItemEncoder,
+    Tower,
+    directly,
+    placeholder_features,
+    resolve_specs,
+)
 from tfmetarec.models.two_tower import check_options
 from tfmetarec.tasks.episode import Features
 
@@ -23,7 +31,8 @@ class DecisionLayers(keras.layers.Layer):
         score_bias: float. Where the last bias starts, e.g. the mean rating.
         activation: "linear" or "sigmoid".
 
-    Call arguments: user `(R, user_width)`, item `(R, item_width)`; either may be one row for all. Returns `(R,)`.
+    Call arguments: user `(..., R, user_width)`, item `(..., R, item_width)`; either may be one row for all, and may
+    lack the leading dimensions of the other. `apply`: how a Dense layer runs. Returns `(..., R)`.
     """
 
     def __init__(
@@ -45,13 +54,15 @@ class DecisionLayers(keras.layers.Layer):
         )
         self.built = True
 
-    def call(self, user: Any, item: Any) -> Any:
-        if user.shape[0] == 1:
-            user = ops.broadcast_to(user, (ops.shape(item)[0], self.user_width))
-        elif item.shape[0] == 1:  # A task about an item has many users.
-            item = ops.broadcast_to(item, (ops.shape(user)[0], self.item_width))
+    def call(self, user: Any, item: Any, apply: Apply = directly) -> Any:
+        if len(item.shape) < len(user.shape):
+            item = item[None]
         vector, bias = item[..., :-1], item[..., -1]
-        scores = self.tower(ops.concatenate([user, vector], axis=-1))[..., 0] + bias
+        if user.shape[:-1] != vector.shape[:-1]:
+            leading = [ops.maximum(ops.shape(user)[axis], ops.shape(item)[axis]) for axis in range(len(user.shape) - 1)]
+            user = ops.broadcast_to(user, (*leading, self.user_width))
+            vector = ops.broadcast_to(vector, (*leading, self.item_width - 1))
+        scores = self.tower(ops.concatenate([user, vector], axis=-1), apply=apply)[..., 0] + bias
         return keras.activations.get(self.activation)(scores)
 
     def get_config(self) -> dict[str, Any]:

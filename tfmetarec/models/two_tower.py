@@ -7,7 +7,15 @@ import keras
 from keras import ops
 
 from tfmetarec.data.vocabulary import FeatureSpecs, Vocabulary
-from tfmetarec.models.features import FeatureEncoder, ItemEncoder, Tower, placeholder_features, resolve_specs
+from tfmetarec.models.features import (
+    Apply,
+    FeatureEncoder,
+    ItemEncoder,
+    Tower,
+    directly,
+    placeholder_features,
+    resolve_specs,
+)
 from tfmetarec.tasks.episode import Features
 
 
@@ -15,20 +23,23 @@ from tfmetarec.tasks.episode import Features
 class UserTower(keras.layers.Layer):
     """The part of a `TwoTower` that adapts: from the user's features to a query vector, and the scores.
 
-    Its last bias is in effect the user's own vector, and `score_bias` the user's own level.
+    The tower's last bias is in effect the user's own vector, and `level` (a Dense layer on a constant 1, whose kernel
+    starts at `score_bias`) the user's own level.
 
     Args:
         width: int, of the user encoding.
         embedding_dim: int, `D`.
         hidden: ints, widths of hidden layers.
-        score_bias: float. Where `score_bias` starts, e.g. the mean rating.
+        score_bias: float. Where the level starts, e.g. the mean rating.
         activation: "linear" or "sigmoid", applied to the dot product.
 
     Call arguments:
-        user: `(1, width)`, one user for all rows, or `(R, width)`.
-        item: `(R, D + 2)`: item vector, item bias, and a constant 1; or `None` for the query vector alone.
+        user: `(..., 1, width)`, one user for all rows, or `(..., R, width)`.
+        item: `(..., R, D + 2)`: item vector, item bias, and a constant 1; `(R, D + 2)` for items common to all
+            tasks; or `None` for the query vector alone.
+        apply: how a Dense layer runs.
 
-    Returns `(R,)` scores; without items the query `(1, D + 2)`, whose dot product with an item (through
+    Returns `(..., R)` scores; without items the query `(..., 1, D + 2)`, whose dot product with an item (through
     `activation`) is the score.
     """
 
@@ -46,20 +57,24 @@ class UserTower(keras.layers.Layer):
         self.activation = activation
         self.width, self.embedding_dim, self.hidden, self.seed = width, embedding_dim, tuple(hidden), seed
         self.initial_score_bias = score_bias
+        level = keras.initializers.Constant(score_bias)
+        self.level = keras.layers.Dense(1, use_bias=False, kernel_initializer=level, name="level")
+        self.level.build((None, 1))
         self.tower = Tower(width, embedding_dim, self.hidden, seed=seed + 100, name="tower")
-        self.score_bias = self.add_weight((1,), keras.initializers.Constant(score_bias), name="score_bias")
         self.built = True
 
-    def call(self, user: Any, item: Any = None) -> Any:
-        vector = self.tower(user)
+    def call(self, user: Any, item: Any = None, apply: Apply = directly) -> Any:
+        vector = self.tower(user, apply=apply)
         ones = ops.ones_like(vector[..., :1])
-        query = ops.concatenate([vector, ones, ones * self.score_bias], axis=-1)
+        query = ops.concatenate([vector, ones, apply(self.level, ones)], axis=-1)
         if item is None:
             return query
-        if query.shape[0] == 1:  # One user for all rows: a matrix product, which stays one over many tasks.
-            scores = ops.reshape(ops.matmul(item, ops.transpose(query)), (-1,))
-        else:
+        if query.shape[-2] != 1:
             scores = ops.sum(query * item, axis=-1)
+        elif len(item.shape) < len(query.shape):  # Items common to all tasks: one matrix product.
+            scores = ops.matmul(query[..., 0, :], ops.transpose(item))
+        else:  # One user for all rows: a product of a matrix and a vector, for each task.
+            scores = ops.matmul(item, ops.swapaxes(query, -1, -2))[..., 0]
         return keras.activations.get(self.activation)(scores)
 
     def get_config(self) -> dict[str, Any]:
