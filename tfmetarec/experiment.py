@@ -32,6 +32,8 @@ from tfmetarec.data.whole_file import write_whole
 from tfmetarec.evaluation.validation import MONITORS
 from tfmetarec.meta import Checkpoint, MetaLearner
 
+# Settings of gradient steps, for the learners that take such steps.
+INNER = ("inner_steps", "inner_learning_rate", "shrinkage")
 # Arguments that `build_learner` gives itself, so that nobody can give them among the options.
 _GIVEN = {
     "model": ("vocabulary", "embedding_dim", "dropout", "id_dropout", "seed"),
@@ -61,7 +63,11 @@ def check(config: Config, run: Path | None = None) -> None:
     """
     model, meta = config.model, config.meta
     _check_options("model", find("models", model.kind), model.options)
-    _check_options("meta", find("meta", meta.algorithm), meta.options)
+    algorithm = find("meta", meta.algorithm)
+    _check_options("meta", algorithm, meta.options)
+    for name in INNER:
+        if name not in _parameters(algorithm) and getattr(meta, name) != type(meta).model_fields[name].default:
+            raise ConfigError(f"`meta.{name}` is set, and {meta.algorithm!r} has no such setting; leave it out.")
     if meta.rival is not None:
         find("meta", meta.rival)
     if run is not None and _begun(run):
@@ -115,16 +121,10 @@ def build_learner(config: Config, vocabulary: data.Vocabulary, algorithm: str | 
         )
     meta = config.meta
     options = {} if algorithm else meta.options
+    kind = find("meta", algorithm or meta.algorithm)
+    inner = {name: getattr(meta, name) for name in INNER if name in _parameters(kind)}
     with _naming_options("meta.options", options):
-        learner = find("meta", algorithm or meta.algorithm)(
-            model,
-            inner_steps=meta.inner_steps,
-            inner_learning_rate=meta.inner_learning_rate,
-            shrinkage=meta.shrinkage,
-            contrast=meta.contrast,
-            seed=config.seed,
-            **options,
-        )
+        learner = kind(model, **inner, contrast=meta.contrast, seed=config.seed, **options)
     training = config.training
     optimizer = keras.optimizers.AdamW(training.learning_rate, weight_decay=training.weight_decay)
     learner.compile(optimizer=optimizer, loss=training.loss)

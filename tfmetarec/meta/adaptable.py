@@ -78,6 +78,10 @@ class Whole:
     def encode_item(self, features: Features, training: bool) -> Any:
         return features
 
+    def learned(self, encoded: Any) -> list[tf.Tensor]:
+        """The tensors of an encoded side that depend on variables, and so pass a gradient on to them."""
+        return []
+
     def score(self, values: Values, user: Any, item: Any, training: bool = False) -> tf.Tensor:
         """Scores `(R,)` of one task's rows.
 
@@ -118,6 +122,9 @@ class HeadCut(Whole):
 
     def encode_item(self, features: Features, training: bool) -> Any:
         return self.model.encode_item(features, training=training)
+
+    def learned(self, encoded: Any) -> list[tf.Tensor]:
+        return [tensor for tensor in tf.nest.flatten(encoded) if tensor.dtype.is_floating]
 
     def score(self, values: Values, user: Any, item: Any, training: bool = False) -> tf.Tensor:
         with keras.StatelessScope(state_mapping=values):
@@ -184,11 +191,16 @@ class GraphCut(Whole):
         self._layers = [operation for operation in inner if isinstance(operation, keras.layers.Layer)]
         # Which inputs each side needs, and which border tensors it makes.
         self._encoders = {}
+        self._learned: set[str] = set()  # Raw features reach the border too, and have no gradient to pass on.
         for side in dict.fromkeys(side_of[key] for key in names):
             inputs = {name: tensor for name, tensor in model._inputs_struct.items() if side_of[id(tensor)] == side}
             made = {str(place): t for place, t in enumerate(self._border) if side_of[id(t)] == side}
             if made:
                 self._encoders[side] = (inputs, made, keras.Function(inputs, made))
+            for place, tensor in made.items():
+                operations = keras.Function(inputs, tensor).operations
+                if any(getattr(operation, "trainable_variables", ()) for operation in operations):
+                    self._learned.add(place)
 
     @property
     def inner_variables(self) -> list[keras.Variable]:
@@ -221,6 +233,9 @@ class GraphCut(Whole):
         return encoded
 
     encode_item = encode_user  # A feature's name says which side it is of.
+
+    def learned(self, encoded: Any) -> list[tf.Tensor]:
+        return [tensor for place, tensor in encoded.items() if place in self._learned and tensor.dtype.is_floating]
 
     def score(self, values: Values, user: Any, item: Any, training: bool = False) -> tf.Tensor:
         sides = {**user, **item}

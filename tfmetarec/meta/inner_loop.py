@@ -167,6 +167,7 @@ class GradientLearner(MetaLearner):
                 shrinkage=self.shrinkage,
                 clipnorm=self.inner_clipnorm,
                 dropout=self.inner_dropout and training,
+                same_rows=True,
             )._replace(**changes)
             points.append(self._step(points[-1], rows, how, self.recompute and training))
         return points

@@ -251,7 +251,7 @@ class MetaLearner(keras.Model):
             support, query = self.encode(episode)
             penalty = tf.add_n(self.model.losses) if self.model.losses else None
         loss, scores, inner_gradients, encoded_gradients = self._inner_problem(support, query)
-        targets, along = _connected(support, query), encoded_gradients
+        targets, along = self._learned(support, query), encoded_gradients
         if penalty is not None:
             targets, along = [*targets, penalty], [*along, tf.ones_like(penalty)]
         gradients = tape.gradient(targets, variables, output_gradients=along) if targets else [None] * len(variables)
@@ -273,6 +273,13 @@ class MetaLearner(keras.Model):
         own = [variable for variable in self.trainable_variables if id(variable) not in of_model]
         return [*self._cut.inner_variables, *own]
 
+    def _learned(self, support: TaskRows, query: TaskRows) -> list[tf.Tensor]:
+        """The encoded tensors through which a gradient reaches the encoders."""
+        sides = []
+        for rows in (support, query):
+            sides += [rows.user, rows.item, *([rows.negatives.item] if rows.negatives is not None else [])]
+        return [tensor for side in sides for tensor in self._cut.learned(side)]
+
     def _inner_problem(self, support: TaskRows, query: TaskRows) -> tuple:
         if self._compile_inner:
             key = ("inner problem", True)
@@ -283,7 +290,7 @@ class MetaLearner(keras.Model):
 
     def _solve(self, support: TaskRows, query: TaskRows) -> tuple:
         """Loss, scores, and the objective's gradients by inner variables and by encoded tensors."""
-        encoded = _connected(support, query)
+        encoded = self._learned(support, query)
         with tf.GradientTape() as tape:
             tape.watch(encoded)
             objective, loss, scores = self.outer_loss(support, query)
@@ -564,14 +571,6 @@ def _sides(vocabulary: Vocabulary | None) -> dict[str, str]:
         return {}
     of = {spec.name: side for side in ("user", "item") for spec in getattr(specs, side)}
     return {**of, **{f"{name}_length": side for name, side in of.items()}}
-
-
-def _connected(support: TaskRows, query: TaskRows) -> list[tf.Tensor]:
-    """The tensors of encoded rows through which a gradient reaches the encoders."""
-    parts = []
-    for rows in (support, query):
-        parts += [rows.user, rows.item, rows.negatives.item if rows.negatives is not None else None]
-    return [tensor for tensor in tf.nest.flatten(parts) if tensor is not None and tensor.dtype.is_floating]
 
 
 def _tensors(structure: Any) -> Any:

@@ -60,6 +60,7 @@ class Step(NamedTuple):
         clipnorm: longest gradient of a task over all that adapts; longer ones are shortened. `None`: any.
         proximal: strength of `proximal / 2 * |w - start|^2`, added to each task's loss after clipping.
         dropout: whether dropout is on in the part that adapts.
+        same_rows: whether every step before this one was taken on the same rows.
     """
 
     loss: Any
@@ -69,6 +70,7 @@ class Step(NamedTuple):
     clipnorm: float | None = None
     proximal: float = 0.0
     dropout: bool = False
+    same_rows: bool = False
 
 
 class Vectorized:
@@ -197,6 +199,9 @@ class Dense:
     own product, `rank * (D_in + D_out) < D_in * D_out`, and is formed from then on. Both are exact; second
     derivatives flow through either.
 
+    What goes into the first layers does not change from step to step, so their `A` stays, their `B` add up, and their
+    rank stays `S`.
+
     Args:
         cut: whose `dense_layers` own everything that adapts.
         form: "auto" for the rule above, "low_rank" or "formed" for always one of them.
@@ -209,6 +214,7 @@ class Dense:
         places = {id(variable): place for place, variable in enumerate(cut.variables)}
         # Where a layer's kernel and bias are among the weights, if they adapt.
         self._places = {id(layer): (places.get(id(layer._kernel)), places.get(id(layer.bias))) for layer in layers}
+        self._first: frozenset[int] | None = None
 
     def start(self) -> Weights:
         """The starting point, the same for every task."""
@@ -244,6 +250,8 @@ class Dense:
             apply = self._layers(weights, tape, taps)
             each, _ = self._losses(apply, rows, how.loss, how.shrinkage, how.dropout)
             total = tf.reduce_sum(each)  # Tasks do not meet, so each has its own gradient in it.
+        if self._first is None:
+            self._first = self._find_first(rows, weights)
         signals = tape.gradient(total, [tap.outputs for tap in taps], unconnected_gradients="zero")
         gradients = self._gradients(taps, signals, how.second_order)
         if how.clipnorm is not None:
@@ -284,6 +292,18 @@ class Dense:
 
         return apply
 
+    def _find_first(self, rows: TaskRows, weights: Weights) -> frozenset[int]:
+        """The kernels whose inputs do not depend on anything that adapts: no derivative leads there."""
+        taps: list[_Tap] = []
+        with tf.GradientTape(persistent=True) as tape:
+            self.cut.score_all(self._layers(weights, tape, taps), rows.user, rows.item)
+        dependent = set()
+        for place, tap in enumerate(taps):
+            before = [earlier.outputs for earlier in taps[:place]]
+            if before and any(slope is not None for slope in tape.gradient(tap.inputs, before)):
+                dependent.add(self._places[id(tap.layer)][0])
+        return frozenset(self._places[id(tap.layer)][0] for tap in taps) - dependent
+
     def _gradients(self, taps: list[_Tap], signals: list[tf.Tensor], second_order: Any) -> "dict[int, _Gradient]":
         """The gradient of each adapted variable as factors, by its place."""
         found: dict[int, list[tuple[tf.Tensor | None, tf.Tensor]]] = {}
@@ -309,7 +329,10 @@ class Dense:
             left, right = gradient.left, -rate * gradient.right
             if low_rank:
                 kept = (1 - rate * how.proximal) * weight.right if how.proximal else weight.right
-                left, right = tf.concat([weight.left, left], 1), tf.concat([kept, right], 1)
+                if how.same_rows and not how.dropout and place in (self._first or ()):
+                    left, right = weight.left, kept + right
+                else:
+                    left, right = tf.concat([weight.left, left], 1), tf.concat([kept, right], 1)
             start = weight.shared if low_rank else weight
             if self._stays_low_rank(left.shape[1], *variable.shape):
                 return LowRank(start, left, right)
