@@ -32,7 +32,7 @@ from tfmetarec.data.whole_file import write_whole
 from tfmetarec.evaluation.validation import MONITORS
 from tfmetarec.meta import Checkpoint, MetaLearner
 
-# Settings of gradient steps, for the learners that take such steps.
+# For the learners that take them: one file of settings serves to compare learners of every kind.
 INNER = ("inner_steps", "inner_learning_rate", "shrinkage")
 # Arguments that `build_learner` gives itself, so that nobody can give them among the options.
 _GIVEN = {
@@ -63,11 +63,7 @@ def check(config: Config, run: Path | None = None) -> None:
     """
     model, meta = config.model, config.meta
     _check_options("model", find("models", model.kind), model.options)
-    algorithm = find("meta", meta.algorithm)
-    _check_options("meta", algorithm, meta.options)
-    for name in INNER:
-        if name not in _parameters(algorithm) and getattr(meta, name) != type(meta).model_fields[name].default:
-            raise ConfigError(f"`meta.{name}` is set, and {meta.algorithm!r} has no such setting; leave it out.")
+    _check_options("meta", find("meta", meta.algorithm), meta.options)
     if meta.rival is not None:
         find("meta", meta.rival)
     if run is not None and _begun(run):

@@ -59,7 +59,7 @@ class RowSparseEmbedding(keras.layers.Embedding):
             )
 
     def build(self, input_shape: Any = None) -> None:
-        if not self.built:
+        if getattr(self, "_embeddings", None) is None:
             shape = (self.input_dim, self.output_dim)
             # Rows are cast to the compute dtype, never the table.
             self._embeddings = self.add_weight(shape, self.embeddings_initializer, name="embeddings", autocast=False)

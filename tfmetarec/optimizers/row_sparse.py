@@ -23,6 +23,9 @@ class RowSparseOptimizer(keras.optimizers.Optimizer):
 
     A subclass says how rows move, in `update_rows`. A dense gradient takes Keras's own way.
 
+    Under XLA the number of ids must be known when it compiles (`tf.boolean_mask` leaves it open): its `tf.unique`
+    would repeat rows.
+
     Args:
         learning_rate: as Keras takes it.
         **options: of the Keras optimizer.
@@ -70,7 +73,7 @@ class RowSparseOptimizer(keras.optimizers.Optimizer):
         """Nothing yet: which rows decay is known in `update_step`."""
 
     def _backend_apply_gradients(self, grads: list[Any], trainable_variables: list[Any]) -> None:
-        # Once, here: XLA's `tf.unique` repeats rows when it is given the result of another.
+        # Once, here: XLA's `tf.unique` repeats rows when it is given the rows of another.
         grads = [sum_duplicates(g) if isinstance(g, tf.IndexedSlices) else g for g in grads]
         super()._backend_apply_gradients(grads, trainable_variables)
 
