@@ -40,8 +40,8 @@ format: $(STAMP) ## Reformat the code
 	$(BIN)/python -m ruff format .
 
 lock: ## Renew requirements/lock.txt from pyproject.toml (needs uv)
-	uv pip compile pyproject.toml requirements/build.in --all-extras --python-version 3.11 \
-		--generate-hashes --no-header --no-annotate --upgrade -o requirements/lock.txt
+	uv pip compile pyproject.toml requirements/build.in --extra dev --extra report --extra pretrained \
+		--python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade -o requirements/lock.txt
 
 benchmarks: $(STAMP) ## Run every benchmark in full
 	for name in input_pipeline meta_epoch; do $(BIN)/python -m benchmarks.$$name || exit 1; done

@@ -33,8 +33,8 @@ from rich.progress import track
 import tfmetarec as tmr
 from benchmarks import report
 from tfmetarec.data import DataError, Interactions, Vocabulary
-from tfmetarec.meta.paths import Weights
 from tfmetarec.meta.learner import EncodedNegatives, TaskRows
+from tfmetarec.meta.paths import Weights
 from tfmetarec.tasks import Episode, Episodes, Support
 
 NAME = "meta_epoch"
@@ -250,7 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
         episodes = purchase_episodes(interactions, seed)
         names = (PLAIN, *learners, LOOP)
         runs.append(measure(episodes, names, seed, turns=turns, steps=steps, console=console))
-    rows = [_merged(list(same)) for same in zip(*runs, strict=True)]
+    rows = [report.merged(list(same)) for same in zip(*runs, strict=True)]
     for row in track(rows, "peak memory", console=console, transient=True):
         skipped = options.quick and row["learner"] != "MAML"
         row["peak_growth_mb"] = None if skipped else peak_growth_mb(row["learner"], episodes, seed, memory_steps)
@@ -272,16 +272,6 @@ def main(arguments: list[str] | None = None) -> int:
     }
     figures = {"one meta-training step": rows}
     return report.finish(options, config=config, figures=figures, targets=targets, console=console)
-
-
-def _merged(same: report.Rows) -> dict[str, Any]:
-    """The rows of one learner over all seeds as one: medians, and the extremes of the extremes."""
-    how = {"lowest_ratio": min, "highest_ratio": max}
-    merged: dict[str, Any] = {}
-    for name, value in same[0].items():
-        values = [row[name] for row in same]
-        merged[name] = how.get(name, median)(values) if isinstance(value, float) else value
-    return merged
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple, NoReturn
 
 from rich.console import Console
@@ -153,6 +154,16 @@ def finish(
         verdict += f" ({'; '.join(map(str, missed))})"
     console.print(verdict, soft_wrap=True, highlight=False, markup=False)
     return int(bool(missed) and not options.quick)
+
+
+def merged(same: Rows) -> dict[str, Any]:
+    """The rows of one case over all seeds as one: medians, and the extremes of the extremes."""
+    how = {"lowest_ratio": min, "highest_ratio": max}
+    merged: dict[str, Any] = {}
+    for name, value in same[0].items():
+        values = [row[name] for row in same]
+        merged[name] = how.get(name, median)(values) if isinstance(value, float) else value
+    return merged
 
 
 def machine() -> dict[str, Any]:

@@ -63,6 +63,9 @@ def case(request, settings, own_model):
     """
     setting = settings[request.param[2]]
     learner = make(request.param, settings, own_model)
+    if learner.amortised:  # It keeps its promises once it has learned to adapt.
+        learner.compile(keras.optimizers.Adam(0.01))
+        learner.fit(setting.episodes, epochs=20, verbose=0)
 
     def score(support):
         return learner.score(learner.adapt(support), setting.vocabulary.catalogue).numpy()
@@ -212,3 +215,61 @@ def test_the_exported_signatures_answer_as_the_learner_does(combination, setting
     export = tmr.export.saved_model(learner, tmp_path / "model", top_k=5, warmup_batches=(1,))
     assert set(export.differences) == {"serving_default", "adapt_and_score", "adapt_and_recommend", "embed_items"}
     assert max(export.differences.values()) < 1e-5
+
+
+# -- the gradient that the outer step follows ---------------------------------------------------------------------------
+
+# By design not the gradient of a loss: these have tests of the fact that holds instead, under `tests/meta`.
+NOT_THE_GRADIENT_OF_A_LOSS = ("FirstOrderMAML", "IMAML", "Reptile")
+
+
+@pytest.fixture
+def float64():
+    before = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx(before[0])
+    keras.config.set_dtype_policy(before[1])
+
+
+@pytest.mark.parametrize(
+    "combination",
+    [
+        pytest.param((algorithm, kind, feedback), id=f"{algorithm.__name__}-{kind}-{feedback}", marks=marks)
+        for algorithm in ALGORITHMS
+        for kind, feedback, marks in (("own", "explicit", []), ("ranker", "implicit", [pytest.mark.slow]))
+        if algorithm.__name__ not in NOT_THE_GRADIENT_OF_A_LOSS
+    ],
+)
+@pytest.mark.usefixtures("float64")
+def test_the_meta_gradient_agrees_with_finite_differences(combination, settings, own_model, first_batch):
+    learner = make(combination, settings, own_model)
+    if hasattr(learner, "inner_steps"):
+        options = {"inner_steps": 2, "inner_learning_rate": 0.2}
+        learner = type(learner)(learner.model, vocabulary=learner.vocabulary, **options)
+    rng = np.random.default_rng(0)
+    for variable in learner.model.trainable_variables:
+        variable.assign(0.4 * rng.normal(size=variable.shape))
+    for layer in learner.model._flatten_layers():  # Of masks that differ from call to call there are no differences.
+        for option in ("rate", "id_dropout"):
+            if getattr(layer, option, None):
+                setattr(layer, option, 0.0)
+    episode = first_batch(settings[combination[2]].episodes)
+    episode = tf.nest.map_structure(
+        lambda value: tf.constant(value, tf.float64 if value.dtype == np.float32 else None), episode
+    )
+    gradients = tf.function(learner.meta_gradients, autograph=False)(episode)[1]
+    objective = tf.function(lambda: learner.outer_loss(*learner.encode(episode)).objective, autograph=False)
+    nonzero = 0
+    for variable, gradient in zip(learner.trainable_variables, gradients, strict=True):
+        start, direction = variable.numpy().copy(), rng.normal(size=variable.shape)
+        found = []
+        for sign in (1, -1):
+            variable.assign(start + sign * 1e-6 * direction)
+            found.append(float(objective()))
+        variable.assign(start)
+        slope = (tf.convert_to_tensor(gradient).numpy() * direction).sum()
+        np.testing.assert_allclose(slope, (found[0] - found[1]) / 2e-6, rtol=1e-5, atol=1e-7, err_msg=variable.path)
+        nonzero += abs(slope) > 1e-6
+    assert nonzero >= len(learner.trainable_variables) // 2

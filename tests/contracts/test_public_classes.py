@@ -23,7 +23,7 @@ SPECS = FeatureSpecs(
 def keras_classes():
     """Every class of `models` and `meta` that Keras can save, found by walking the files."""
     found = []
-    for package in (tmr.models, tmr.meta):
+    for package in (tmr.models, tmr.optimizers, tmr.meta):
         for name in sorted(info.name for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}.")):
             module = importlib.import_module(name)
             for member in vars(module).values():
@@ -38,6 +38,8 @@ def example(kind):
     filled = {
         "vocabulary": SPECS,
         "specs": SPECS.item if kind.__name__ == "ItemEncoder" else SPECS.user[1:],
+        "input_dim": 5,
+        "output_dim": 3,
         "width": 3,
         "units": 2,
         "user_width": 3,

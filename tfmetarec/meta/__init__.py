@@ -1,18 +1,24 @@
 """Meta-learners, one file each."""
 
 from tfmetarec.meta.anil import ANIL
+from tfmetarec.meta.boil import BOIL
 from tfmetarec.meta.checkpoint import Checkpoint
 from tfmetarec.meta.fine_tuning import FineTuning
 from tfmetarec.meta.first_order_maml import FirstOrderMAML
+from tfmetarec.meta.imaml import IMAML
 from tfmetarec.meta.inner_loop import GradientLearner
 from tfmetarec.meta.learner import AdaptedState, MetaLearner, OuterLoss
 from tfmetarec.meta.losses import RowLoss, SampledSoftmax
 from tfmetarec.meta.maml import MAML
+from tfmetarec.meta.maml_plus_plus import MAMLPlusPlus
+from tfmetarec.meta.meta_sgd import MetaSGD
 from tfmetarec.meta.paths import EncodedNegatives, TaskRows
 from tfmetarec.meta.reptile import Reptile
 
 __all__ = [
     "ANIL",
+    "BOIL",
+    "IMAML",
     "MAML",
     "AdaptedState",
     "Checkpoint",
@@ -20,7 +26,9 @@ __all__ = [
     "FineTuning",
     "FirstOrderMAML",
     "GradientLearner",
+    "MAMLPlusPlus",
     "MetaLearner",
+    "MetaSGD",
     "OuterLoss",
     "Reptile",
     "RowLoss",

@@ -324,4 +324,3 @@ def _choose(layer: keras.layers.Layer, adapted: str | None) -> list[keras.Variab
 
 def _ids(variables: Iterable[keras.Variable]) -> set[int]:
     return {id(variable) for variable in variables}
-

@@ -57,7 +57,7 @@ class IMAML(GradientLearner):
             loss, scores = self._path.losses(ends, query, self.task_loss)
         of_query = [tf.stop_gradient(g) for g in tape.gradient(loss, ends, unconnected_gradients="zero")]
         solved = self._solve_for(ends, support, of_query)
-        # d loss = d_theta loss - v . d_theta grad_w (support loss) + proximal * v . d theta_0, with v what is solved for.
+        # With v what was solved for: d loss - v . d grad_w (support loss) + proximal * v . d start.
         implicit = _dot(solved, self._support_gradient(ends, support))
         start = [tf.convert_to_tensor(variable.value)[None] for variable in self._cut.variables]
         moved_start = self.proximal * _dot(solved, start)

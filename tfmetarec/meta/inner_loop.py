@@ -75,7 +75,7 @@ class GradientLearner(MetaLearner):
             raise ValueError(f"`inner_clipnorm` must be greater than 0. Received: inner_clipnorm={inner_clipnorm}")
         if learned_rate not in LEARNED:
             raise ValueError(
-                f"`learned_rate` must be 'scalar', 'layer', 'parameter' or None. Received: learned_rate={learned_rate!r}"
+                f"`learned_rate` must be 'scalar', 'layer', 'parameter' or None. Received: {learned_rate!r}"
             )
         if rate_per_step and learned_rate is None:
             raise ValueError("`rate_per_step` needs `learned_rate`: fixed rates are the same at every step.")
@@ -124,7 +124,9 @@ class GradientLearner(MetaLearner):
             row = []
             for variable, rate in zip(self._cut.variables, self._fixed_rates, strict=True):
                 # Variables that start with different rates never share one.
-                group = {"scalar": rate, "layer": (owner[id(variable)], rate), "parameter": id(variable)}[self.learned_rate]
+                group = {"scalar": rate, "layer": (owner[id(variable)], rate), "parameter": id(variable)}[
+                    self.learned_rate
+                ]
                 if group not in made:
                     shape = variable.shape if self.learned_rate == "parameter" else ()
                     made[group] = self.add_weight(
@@ -163,7 +165,7 @@ class GradientLearner(MetaLearner):
             how = Step(
                 self.inner_loss or self.task_loss,
                 self.inner_rates(step),
-                second_order=second_order and training,
+                second_order=second_order if training else False,
                 shrinkage=self.shrinkage,
                 clipnorm=self.inner_clipnorm,
                 dropout=self.inner_dropout and training,

@@ -11,6 +11,8 @@ from tfmetarec.meta import losses
 from tfmetarec.meta.adaptable import cut
 from tfmetarec.meta.checkpoint import Checkpoint
 from tfmetarec.meta.paths import Dense, EncodedNegatives, TaskRows, Vectorized
+from tfmetarec.meta.replicas import scaled, share_out
+from tfmetarec.optimizers.row_sparse import RowSparseOptimizer
 from tfmetarec.tasks.batching import Episodes
 from tfmetarec.tasks.episode import Episode, Features, Negatives, Support
 
@@ -70,6 +72,8 @@ class MetaLearner(keras.Model):
         ValueError: for an option out of range, an engine that the model does not allow, or if nothing adapts.
     """
 
+    amortised = False  # Whether all of adapting is learned, so that it lowers no loss before training.
+
     def __init__(
         self,
         model: keras.Model,
@@ -89,7 +93,7 @@ class MetaLearner(keras.Model):
         self.model = model
         self.adapted, self.contrast, self.engine, self.seed = adapted, contrast, engine, seed
         vocabulary = vocabulary or getattr(model, "vocabulary", None)
-        self._cut = cut(model, adapted, _sides(vocabulary))
+        self._cut: Any = cut(model, adapted, _sides(vocabulary))
         self._path = self._choose_path(engine)
         self._graphs: dict[tuple, Any] = {}
         self._set_vocabulary(vocabulary)
@@ -102,10 +106,11 @@ class MetaLearner(keras.Model):
         dense = self._cut.takes_apply and self._cut.dense_layers is not None
         if engine in ("low_rank", "formed") and not dense:
             raise ValueError(
-                f"`engine` {engine!r} needs a model of which only Dense layers adapt. Received: {type(self.model).__name__}"
+                f"`engine` {engine!r} needs a model of which only Dense layers adapt. "
+                f"Received: {type(self.model).__name__}"
             )
         if dense and engine != "vectorized":
-            return Dense(self._cut, engine)  # type: ignore[arg-type]
+            return Dense(self._cut, engine)
         return Vectorized(self._cut)
 
     # -- what an algorithm overrides -----------------------------------------------------------------------
@@ -144,9 +149,7 @@ class MetaLearner(keras.Model):
         return self._adapt(support, negatives)
 
     def _adapt(self, support: Support, negatives: Negatives | None = None) -> AdaptedState:
-        encoded = (
-            self._contrast_negatives(support) if negatives is None else self._encode_negatives(negatives, False)
-        )
+        encoded = self._contrast_negatives(support) if negatives is None else self._encode_negatives(negatives, False)
         rows = self._task_rows(support, False)._replace(negatives=encoded)
         return AdaptedState(
             self.adapt_rows(rows),
@@ -256,14 +259,8 @@ class MetaLearner(keras.Model):
             targets, along = [*targets, penalty], [*along, tf.ones_like(penalty)]
         gradients = tape.gradient(targets, variables, output_gradients=along) if targets else [None] * len(variables)
         by_variable = {id(v): g for v, g in zip(self._inner_variables, inner_gradients, strict=True)}
-        joined = []
-        for variable, gradient in zip(self.trainable_variables, gradients, strict=True):
-            inner = by_variable.get(id(variable))
-            if gradient is None or inner is None:
-                gradient = inner if gradient is None else gradient
-                joined.append(tf.zeros_like(variable.value) if gradient is None else gradient)
-            else:
-                joined.append(tf.convert_to_tensor(gradient) + tf.convert_to_tensor(inner))
+        pairs = zip(self.trainable_variables, gradients, strict=True)
+        joined = [_joined(variable, gradient, by_variable.get(id(variable))) for variable, gradient in pairs]
         return loss, joined, scores
 
     @property
@@ -281,7 +278,8 @@ class MetaLearner(keras.Model):
         return [tensor for side in sides for tensor in self._cut.learned(side)]
 
     def _inner_problem(self, support: TaskRows, query: TaskRows) -> tuple:
-        if self._compile_inner:
+        # Measured: with thousands of negatives through every layer, XLA loses a tenth instead of gaining a fifth.
+        if self._compile_inner and (support.negatives is None or self.is_retrieval):
             key = ("inner problem", True)
             if key not in self._graphs:
                 self._graphs[key] = tf.function(self._solve, autograph=False, jit_compile=True)
@@ -296,7 +294,9 @@ class MetaLearner(keras.Model):
             objective, loss, scores = self.outer_loss(support, query)
         sources = ([variable.value for variable in self._inner_variables], encoded)
         inner, outer = tape.gradient(objective, sources)
-        outer = [tf.zeros_like(e) if g is None else tf.convert_to_tensor(g) for e, g in zip(encoded, outer, strict=True)]
+        outer = [
+            tf.zeros_like(e) if g is None else tf.convert_to_tensor(g) for e, g in zip(encoded, outer, strict=True)
+        ]
         return loss, scores, inner, outer
 
     def encode(self, episode: Episode, training: bool = True) -> tuple[TaskRows, TaskRows]:
@@ -421,8 +421,8 @@ class MetaLearner(keras.Model):
                 implicit feedback and "mean_squared_error" for explicit.
             metrics: list of Keras metrics of query labels and scores after adapting, padding left out.
             weighted_metrics: the same; here all metrics are weighted, by 0 for padding.
-            jit_compile: "auto" compiles with XLA what happens under tasks' own weights, where only Dense layers
-                adapt; it pays after some dozens of steps. `True` compiles the whole training step, `False` nothing.
+            jit_compile: "auto" compiles with XLA what happens under tasks' own weights, where that pays: where only
+                Dense layers adapt and sampled negatives, if any, meet them in a dot product. `True` compiles the whole training step, `False` nothing.
                 Adapting, and an exported model, are never compiled with XLA.
         """
         for name, given in (("metrics", metrics), ("weighted_metrics", weighted_metrics)):
@@ -465,7 +465,10 @@ class MetaLearner(keras.Model):
         loss, gradients, scores = self.meta_gradients(episode)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         if replicas > 1:  # The optimizer adds up what the replicas say of their share of the tasks.
-            gradients = [gradient / replicas for gradient in gradients]
+            gradients = [scaled(gradient, 1 / replicas) for gradient in gradients]
+        if not isinstance(self.optimizer, RowSparseOptimizer):
+            # Keras's optimizers visit every row anyway, and square what a row met several times one by one.
+            gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         return self._logs(loss, episode, scores)
 
@@ -492,6 +495,13 @@ class MetaLearner(keras.Model):
             label, score = tf.reshape(query.label, [-1, 1]), tf.reshape(scores, [-1, 1])
             self._compile_metrics.update_state(label, score, sample_weight=tf.reshape(real, [-1]))
         return self.get_metrics_result()
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Nothing is left to build but metrics: Keras would run a step on symbols, which have no gradients."""
+        metrics = self._compile_metrics
+        if metrics is not None and not metrics.built:
+            one = tf.ones((1, 1))
+            metrics.build(one, one)
 
     def fit(
         self,
@@ -520,6 +530,8 @@ class MetaLearner(keras.Model):
             x = x.dataset(initial_epoch * steps_per_epoch)
         if isinstance(x, tf.data.Dataset):
             options.setdefault("shuffle", False)  # Keras warns about its own default.
+            if self.distribute_strategy is not None and self.distribute_strategy.num_replicas_in_sync > 1:
+                x = share_out(x, self.distribute_strategy)
         if isinstance(validation_data, Episodes):
             validation_data = _once(validation_data)
         return super().fit(
@@ -571,6 +583,20 @@ def _sides(vocabulary: Vocabulary | None) -> dict[str, str]:
         return {}
     of = {spec.name: side for side in ("user", "item") for spec in getattr(specs, side)}
     return {**of, **{f"{name}_length": side for name, side in of.items()}}
+
+
+def _joined(variable: keras.Variable, *gradients: Any) -> Any:
+    """The sum of what there is of a variable's gradients; rows of a table stay rows."""
+    found = [gradient for gradient in gradients if gradient is not None]
+    if found and all(isinstance(gradient, tf.IndexedSlices) for gradient in found):
+        values, indices = (tf.concat([getattr(g, part) for g in found], 0) for part in ("values", "indices"))
+        return found[0] if len(found) == 1 else tf.IndexedSlices(values, indices, found[0].dense_shape)
+    if found:
+        return tf.add_n([tf.convert_to_tensor(gradient) for gradient in found])
+    if variable.path.endswith("embeddings"):  # Zeros would be as large as the table.
+        nothing = tf.zeros((0, *variable.shape[1:]), variable.dtype)
+        return tf.IndexedSlices(nothing, tf.zeros((0,), tf.int32), tf.constant(variable.shape))
+    return tf.zeros(variable.shape, variable.dtype)
 
 
 def _tensors(structure: Any) -> Any:

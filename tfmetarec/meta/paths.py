@@ -11,9 +11,8 @@ import keras
 import tensorflow as tf
 
 from tfmetarec.meta import losses
-from tfmetarec.meta.adaptable import GraphCut, HeadCut, Whole
 
-Weights = list[Any]
+Weights = Any  # By adapted variable: a tensor or a `LowRank`. `None` is the start where every task copies all of it.
 
 
 class EncodedNegatives(NamedTuple):
@@ -76,14 +75,14 @@ class Step(NamedTuple):
 class Vectorized:
     """Any model: `tf.vectorized_map` over tasks, each with a full copy of what adapts."""
 
-    def __init__(self, cut: HeadCut | GraphCut | Whole):
+    def __init__(self, cut: Any):
         self.cut = cut
 
-    def start(self) -> Weights | None:
+    def start(self) -> Weights:
         """The starting point, the same for every task."""
         return None
 
-    def formed(self, weights: Weights | None, tasks: tf.Tensor) -> list[tf.Tensor]:
+    def formed(self, weights: Weights, tasks: tf.Tensor) -> list[tf.Tensor]:
         """Weights as tensors `(T, ...)`, one per adapted variable."""
         if weights is None:
             start = [tf.convert_to_tensor(v.value) for v in self.cut.variables]
@@ -91,12 +90,12 @@ class Vectorized:
         return weights
 
     def losses(
-        self, weights: Weights | None, rows: TaskRows, loss: Any, shrinkage: float = 0.0
+        self, weights: Weights, rows: TaskRows, loss: Any, shrinkage: float = 0.0
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The loss of each task `(T,)` and its scores `(T, R)`."""
         return self._map(lambda own, rows: self._loss(own, rows, loss, shrinkage), weights, rows)
 
-    def scores(self, weights: Weights | None, user: Any, item: Any, common: str | None = None) -> tf.Tensor:
+    def scores(self, weights: Weights, user: Any, item: Any, common: str | None = None) -> tf.Tensor:
         """Scores `(T, R)`.
 
         Args:
@@ -120,11 +119,11 @@ class Vectorized:
         """Query vectors `(T, D)`."""
         return tf.vectorized_map(lambda own: self.cut.query(self._values(own[0]), own[1])[0], (weights, user))
 
-    def step(self, weights: Weights | None, rows: TaskRows, how: Step) -> Weights:
+    def step(self, weights: Weights, rows: TaskRows, how: Step) -> Weights:
         """Every task's weights after one gradient step."""
         start = [tf.convert_to_tensor(v.value) for v in self.cut.variables]
 
-        def one(own: Weights | None, rows: TaskRows) -> Weights:
+        def one(own: Weights, rows: TaskRows) -> Weights:
             before = start if own is None else own
             with tf.GradientTape() as tape:
                 tape.watch(before)
@@ -143,7 +142,7 @@ class Vectorized:
         return self._map(one, weights, rows)
 
     def _loss(
-        self, weights: Weights | None, rows: TaskRows, loss: Any, shrinkage: float, dropout: bool = False
+        self, weights: Weights, rows: TaskRows, loss: Any, shrinkage: float, dropout: bool = False
     ) -> tuple[tf.Tensor, tf.Tensor]:
         values = self._values(weights)
         scores = tf.cast(self.cut.score(values, rows.user, rows.item, dropout), rows.label.dtype)
@@ -154,12 +153,12 @@ class Vectorized:
             against = losses.NegativeRows(negative_scores, log_expected, weight)
         return loss(losses.Rows(rows.label, scores, rows.weight), against, shrinkage), scores
 
-    def _values(self, weights: Weights | None) -> list[tuple[keras.Variable, tf.Tensor]]:
+    def _values(self, weights: Weights) -> list[tuple[keras.Variable, tf.Tensor]]:
         return list(zip(self.cut.variables, weights, strict=True)) if weights is not None else []
 
-    def _map(self, function: Callable, weights: Weights | None, rows: TaskRows) -> Any:
+    def _map(self, function: Callable, weights: Weights, rows: TaskRows) -> Any:
         """Runs `function` on every task at once; negatives common to all are not repeated."""
-        mapped: dict[str, Any] = {"rows": rows[:4]}
+        mapped: dict[str, Any] = {"rows": tuple(rows[:4])}
         common: dict[str, Any] = {}
         if weights is not None:
             mapped["weights"] = weights
@@ -170,8 +169,12 @@ class Vectorized:
 
         def one(own: dict[str, Any]) -> Any:
             both = {**own, **common}
-            negatives = EncodedNegatives(*both["negatives"], both["negative_weight"]) if "negatives" in both else None
-            return function(both.get("weights"), TaskRows(*both["rows"], negatives))
+            negatives = None
+            if "negatives" in both:
+                item, log_expected = both["negatives"]
+                negatives = EncodedNegatives(item, log_expected, both["negative_weight"])
+            user, item, label, weight = both["rows"]
+            return function(both.get("weights"), TaskRows(user, item, label, weight, negatives))
 
         return tf.vectorized_map(one, mapped)
 
@@ -207,14 +210,14 @@ class Dense:
         form: "auto" for the rule above, "low_rank" or "formed" for always one of them.
     """
 
-    def __init__(self, cut: HeadCut | GraphCut, form: str = "auto"):
+    def __init__(self, cut: Any, form: str = "auto"):
         self.cut, self.form = cut, form
         layers = cut.dense_layers
         assert layers is not None
         places = {id(variable): place for place, variable in enumerate(cut.variables)}
         # Where a layer's kernel and bias are among the weights, if they adapt.
         self._places = {id(layer): (places.get(id(layer._kernel)), places.get(id(layer.bias))) for layer in layers}
-        self._first: frozenset[int] | None = None
+        self._first: frozenset[int | None] | None = None
 
     def start(self) -> Weights:
         """The starting point, the same for every task."""
@@ -231,7 +234,9 @@ class Dense:
             formed.append(weight)
         return formed
 
-    def losses(self, weights: Weights, rows: TaskRows, loss: Any, shrinkage: float = 0.0) -> tuple[tf.Tensor, tf.Tensor]:
+    def losses(
+        self, weights: Weights, rows: TaskRows, loss: Any, shrinkage: float = 0.0
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """The loss of each task `(T,)` and its scores `(T, R)`."""
         return self._losses(self._layers(weights), rows, loss, shrinkage)
 
@@ -241,7 +246,7 @@ class Dense:
 
     def queries(self, weights: Weights, user: Any) -> tf.Tensor:
         """Query vectors `(T, D)`."""
-        return self.cut.query_all(self._layers(weights), user)  # type: ignore[union-attr]
+        return self.cut.query_all(self._layers(weights), user)
 
     def step(self, weights: Weights, rows: TaskRows, how: Step) -> Weights:
         """Every task's weights after one gradient step."""
@@ -292,7 +297,7 @@ class Dense:
 
         return apply
 
-    def _find_first(self, rows: TaskRows, weights: Weights) -> frozenset[int]:
+    def _find_first(self, rows: TaskRows, weights: Weights) -> frozenset[int | None]:
         """The kernels whose inputs do not depend on anything that adapts: no derivative leads there."""
         taps: list[_Tap] = []
         with tf.GradientTape(persistent=True) as tape:
@@ -306,17 +311,17 @@ class Dense:
 
     def _gradients(self, taps: list[_Tap], signals: list[tf.Tensor], second_order: Any) -> "dict[int, _Gradient]":
         """The gradient of each adapted variable as factors, by its place."""
-        found: dict[int, list[tuple[tf.Tensor | None, tf.Tensor]]] = {}
+        found: dict[int, _Gradient] = {}
         for tap, signal in zip(taps, signals, strict=True):
             dtype = tap.layer.variable_dtype
             inputs, signal = tf.cast(tap.inputs, dtype), tf.cast(signal, dtype)
             inputs, signal = (_with_order(factor, second_order) for factor in (inputs, signal))
             kernel_place, bias_place = self._places[id(tap.layer)]
             if kernel_place is not None:
-                found.setdefault(kernel_place, []).append((inputs, signal))
+                found.setdefault(kernel_place, _Gradient([], [])).add(inputs, signal)
             if bias_place is not None:
-                found.setdefault(bias_place, []).append((None, signal))
-        return {place: _Gradient.joined(parts) for place, parts in found.items()}
+                found.setdefault(bias_place, _Gradient([], [])).add(None, signal)
+        return found
 
     def _moved(self, place: int, weight: Any, gradient: "_Gradient | None", how: Step) -> Any:
         """One weight after a step."""
@@ -325,18 +330,17 @@ class Dense:
             return weight
         low_rank = isinstance(weight, LowRank)
         shared = not low_rank and weight.shape.rank == len(variable.shape)
-        if gradient.left is not None and rate.shape.rank == 0 and (low_rank or shared):
-            left, right = gradient.left, -rate * gradient.right
-            if low_rank:
+        if gradient.lefts and rate.shape.rank == 0 and (low_rank or shared):
+            again = low_rank and how.same_rows and not how.dropout and place in (self._first or ())
+            rank = gradient.rank if shared or again else _sum(gradient.rank, weight.left.shape[1])
+            if self._stays_low_rank(rank, *variable.shape):
+                left, right = _joined(gradient.lefts), -rate * _joined(gradient.rights)
+                if shared:
+                    return LowRank(weight, left, right)
                 kept = (1 - rate * how.proximal) * weight.right if how.proximal else weight.right
-                if how.same_rows and not how.dropout and place in (self._first or ()):
-                    left, right = weight.left, kept + right
-                else:
-                    left, right = tf.concat([weight.left, left], 1), tf.concat([kept, right], 1)
-            start = weight.shared if low_rank else weight
-            if self._stays_low_rank(left.shape[1], *variable.shape):
-                return LowRank(start, left, right)
-            return start + _product(left, right)
+                if again:
+                    return LowRank(weight.shared, weight.left, kept + right)
+                return LowRank(weight.shared, _joined([weight.left, left]), _joined([kept, right]))
         before = weight.shared + _product(weight.left, weight.right) if low_rank else weight
         moved = before - rate * gradient.formed()
         return moved - rate * how.proximal * (before - variable.value) if how.proximal and not shared else moved
@@ -348,32 +352,49 @@ class Dense:
 
 
 class _Gradient(NamedTuple):
-    """The gradient of each task: `left^T right` for a kernel, the sum over rows of `right` for a bias."""
+    """The gradient of each task: the sum of `left^T right` for a kernel, of the rows of `right` for a bias.
 
-    left: tf.Tensor | None  # (T, R, D_in)
-    right: tf.Tensor  # (T, R, D_out)
+    Attributes:
+        lefts: `(T, R, D_in)`, one for each place where the layer ran; empty for a bias.
+        rights: `(T, R, D_out)`.
+    """
 
-    @classmethod
-    def joined(cls, parts: list[tuple[tf.Tensor | None, tf.Tensor]]) -> "_Gradient":
-        """The sum of several gradients of one variable, all of a kernel or all of a bias."""
-        lefts, rights = zip(*parts, strict=True)
-        return cls(None if lefts[0] is None else _joined(lefts), _joined(rights))
+    lefts: list[tf.Tensor]
+    rights: list[tf.Tensor]
+
+    def add(self, left: tf.Tensor | None, right: tf.Tensor) -> None:
+        """Another place where the layer ran."""
+        self.rights.append(right)
+        if left is not None:
+            self.lefts.append(left)
+
+    @property
+    def rank(self) -> int | None:
+        """The rows of all places together, if they are known."""
+        return _sum(*(left.shape[1] for left in self.lefts))
 
     def formed(self) -> tf.Tensor:
-        return tf.reduce_sum(self.right, 1) if self.left is None else _product(self.left, self.right)
+        """`(T, D_in, D_out)` or `(T, D_out)`."""
+        if not self.lefts:
+            return tf.add_n([tf.reduce_sum(right, 1) for right in self.rights])
+        return tf.add_n([_product(*pair) for pair in zip(self.lefts, self.rights, strict=True)])
 
     def squared_norm(self) -> tf.Tensor:
         """`(T,)`. Of a kernel with few rows by `|A^T B|^2 = sum (A A^T) (B B^T)`, without forming it."""
-        if self.left is not None:
-            rows, size = self.left.shape[1], self.left.shape[2] * self.right.shape[2]
-            if rows is not None and rows * rows < size:
-                left = tf.matmul(self.left, self.left, transpose_b=True)
-                return tf.reduce_sum(left * tf.matmul(self.right, self.right, transpose_b=True), [1, 2])
+        if self.lefts and self.rank is not None:
+            left, right = _joined(self.lefts), _joined(self.rights)
+            if self.rank**2 < left.shape[2] * right.shape[2]:
+                among = tf.matmul(left, left, transpose_b=True) * tf.matmul(right, right, transpose_b=True)
+                return tf.reduce_sum(among, [1, 2])
         formed = self.formed()
         return tf.reduce_sum(formed**2, list(range(1, formed.shape.rank)))
 
     def scaled(self, factor: tf.Tensor) -> "_Gradient":
-        return self._replace(right=self.right * factor[:, None, None])
+        return _Gradient(self.lefts, [right * factor[:, None, None] for right in self.rights])
+
+
+def _sum(*numbers: int | None) -> int | None:
+    return None if None in numbers else sum(numbers)  # type: ignore[arg-type]
 
 
 def _joined(parts: Any) -> tf.Tensor:

@@ -1,7 +1,16 @@
 """Plain Keras models that know nothing of episodes, and the baselines every learner is compared with."""
 
+from tfmetarec.models.embedding import RowSparseEmbedding
 from tfmetarec.models.features import FeatureEncoder, ItemEncoder, ListPooling, placeholder_features
 from tfmetarec.models.ranker import Ranker
 from tfmetarec.models.two_tower import TwoTower
 
-__all__ = ["FeatureEncoder", "ItemEncoder", "ListPooling", "Ranker", "TwoTower", "placeholder_features"]
+__all__ = [
+    "FeatureEncoder",
+    "ItemEncoder",
+    "ListPooling",
+    "Ranker",
+    "RowSparseEmbedding",
+    "TwoTower",
+    "placeholder_features",
+]

@@ -24,7 +24,7 @@ class RowSparseOptimizer(keras.optimizers.Optimizer):
     A subclass says how rows move, in `update_rows`. A dense gradient takes Keras's own way.
 
     Under XLA the number of ids must be known when it compiles (`tf.boolean_mask` leaves it open): its `tf.unique`
-    would repeat rows.
+    takes padding for rows, and gradients come out wrong.
 
     Args:
         learning_rate: as Keras takes it.
