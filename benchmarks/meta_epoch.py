@@ -14,8 +14,6 @@ cost less than a plain step: no outer gradient flows back to the support.
 
 import logging
 import multiprocessing
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -32,9 +30,9 @@ from rich.progress import track
 
 import tfmetarec as tmr
 from benchmarks import report
+from benchmarks.peers.worker import peak_mb
 from tfmetarec.data import DataError, Interactions, Vocabulary
-from tfmetarec.meta.learner import EncodedNegatives, TaskRows
-from tfmetarec.meta.paths import Weights
+from tfmetarec.meta.paths import TaskRows, Vectorized, Weights
 from tfmetarec.tasks import Episode, Episodes, Support
 
 NAME = "meta_epoch"
@@ -84,21 +82,27 @@ class PlainTraining(keras.Model):
         return tf.reduce_mean(tf.math.divide_no_nan(tf.reduce_sum(each * real, 1), tf.reduce_sum(real, 1)))
 
 
-class LoopedMAML(tmr.meta.MAML):
-    """MAML whose tasks follow one another in Python. Items are encoded once for all tasks, which is generous."""
+class OneAfterAnother(Vectorized):
+    """An engine whose tasks follow one another in Python. Items are encoded once for all tasks, which is generous."""
 
-    def _map(
-        self, function: Any, task: TaskRows, negatives: EncodedNegatives | None, weights: Weights | None = None
-    ) -> Any:
+    def _map(self, function: Any, weights: Weights, rows: TaskRows) -> Any:
         results = []
-        for index in range(task.label.shape[0]):
-            user, item, label, weight = (part[index] for part in task[:4])
-            rows = TaskRows(user, item, label, weight)
+        for index in range(rows.label.shape[0]):
+            user, item, label, weight = (tf.nest.map_structure(lambda t, i=index: t[i], part) for part in rows[:4])
+            negatives = rows.negatives
             if negatives is not None:
-                rows = TaskRows(*rows[:4], negatives.item, negatives.log_expected, negatives.weight[index])
-            own = [] if weights is None else [tensor[index] for tensor in weights]
-            results.append(function(rows if weights is None else (own, rows)))
+                negatives = negatives._replace(weight=negatives.weight[index])
+            own = None if weights is None else [tensor[index] for tensor in weights]
+            results.append(function(own, TaskRows(user, item, label, weight, negatives)))
         return tf.nest.map_structure(lambda *parts: tf.stack(parts), *results)
+
+
+class LoopedMAML(tmr.meta.MAML):
+    """MAML as it is often written."""
+
+    def __init__(self, model: keras.Model, **options: Any):
+        super().__init__(model, **options)
+        self._path = OneAfterAnother(self._cut)
 
 
 class StepTimer(keras.callbacks.Callback):
@@ -223,18 +227,9 @@ def _own_peak_growth_mb(name: str, folder: str, batches: list[Episode], seed: in
     learner.optimizer.build(learner.trainable_variables)  # Its slots are the model's size, not the method's.
     stacked = tf.nest.map_structure(lambda *arrays: np.stack(arrays), *batches)
     kept = tf.data.Dataset.from_tensor_slices(stacked)
-    before = _peak_mb()
+    before = peak_mb()
     train(learner, kept)
-    return _peak_mb() - before
-
-
-def _peak_mb() -> float:
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux's `ru_maxrss` begins with that of the process which started this one.
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(peak.split()[1]) / 2**10
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return peak_mb() - before
 
 
 def main(arguments: list[str] | None = None) -> int:

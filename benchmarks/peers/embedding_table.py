@@ -37,7 +37,7 @@ class Stepper:
         model = keras.Model({"item_id": ids}, keras.layers.Dense(1)(hidden))
         self._learner = tmr.meta.MAML(model, inner_learning_rate=0.01)
         self._learner.compile(optimizer=made)
-        self._step = tf.function(self._learner.train_step, autograph=False)
+        self._step = tf.function(self._take, autograph=False)
         rng = np.random.default_rng(seed)
         self.batches = [self._episode(rows, rng) for _ in range(worker.BATCHES)]
 
@@ -50,9 +50,12 @@ class Stepper:
 
         return tf.nest.map_structure(tf.convert_to_tensor, Episode(part(SUPPORT), part(QUERY), {}, {}))
 
+    def _take(self, episode: Episode) -> tf.Tensor:
+        self._learner.loss_tracker.reset_state()  # Keras shows the mean since the last reset.
+        return self._learner.train_step(episode)["loss"]
+
     def step(self, batch: Any) -> float:
-        self._learner.loss_tracker.reset_state()
-        return float(self._step(batch)["loss"])
+        return float(self._step(batch))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -94,7 +94,7 @@ class Run:
     def __init__(self, peer: Any, batches: list[Any]):
         self._peer = peer
         self._batches: Iterator[Any] = itertools.cycle(batches)
-        self._loss = float("nan")
+        self._losses: list[float] = []
         self._before_mb = peak_mb()
 
     def steps(self, number: int) -> list[float]:
@@ -102,7 +102,7 @@ class Run:
         elapsed = []
         for rows in itertools.islice(self._batches, number):
             start = time.perf_counter()
-            self._loss = self._peer.step(rows)
+            self._losses.append(self._peer.step(rows))
             elapsed.append((time.perf_counter() - start) * 1e3)
         return elapsed
 
@@ -114,7 +114,7 @@ class Run:
             "compile_s": compile_s,
             "step_ms": step_ms,
             "peak_growth_mb": peak_mb() - self._before_mb,
-            "loss": self._loss,
+            "losses": self._losses,
         }
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 import tfmetarec as tmr
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("input_pipeline", "meta_epoch")
+NAMES = ("input_pipeline", "meta_epoch", "meta_training")
 
 
 def imported(name: str) -> ModuleType:
@@ -26,7 +26,7 @@ def imported(name: str) -> ModuleType:
         return importlib.import_module(f"benchmarks.{name}")
 
 
-report, input_pipeline, meta_epoch = (imported(name) for name in ("report", *NAMES))
+report, input_pipeline, meta_epoch, meta_training = (imported(name) for name in ("report", *NAMES))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_the_rows_of_several_seeds_become_medians_between_their_extremes():
         {"learner": "MAML", "ratio_to_plain": middle, "lowest_ratio": low, "highest_ratio": high, "compile_s": None}
         for middle, low, high in ratios
     ]
-    assert meta_epoch._merged(rows) == {
+    assert report.merged(rows) == {
         "learner": "MAML",
         "ratio_to_plain": 1.2,
         "lowest_ratio": 0.7,
@@ -286,6 +286,22 @@ def test_meta_epoch_runs_quickly_on_data_of_ones_own(tmp_path):
     assert by_name["MAML"]["compile_s"] > 0
     assert by_name["MAML"]["peak_growth_mb"] > 0
     assert by_name["MAML, loop over tasks"]["compile_s"] is None
+
+
+def test_meta_training_runs_quickly_and_without_peers(tmp_path):
+    steps, tables = checked("meta_training", tmp_path).values()
+    ways = [row["way"] for row in steps]
+    assert ways[:2] == ["tfmetarec MAML", "plain Keras step"]
+    assert steps[0]["ratio"] == 1.0
+    assert steps[1]["lowest_ratio"] <= steps[1]["ratio"] <= steps[1]["highest_ratio"]
+    assert [row["rows"] for row in tables] == [1_000, 10_000]
+
+
+def test_ways_that_do_not_do_the_same_are_found_out():
+    losses = {meta_training.OURS: [1.0, 0.5], "another": [1.0, 0.5004]}
+    meta_training.check_losses(0, losses)
+    with pytest.raises(RuntimeError, match="another disagrees at D128 H64, 1 step, 32 tasks"):
+        meta_training.check_losses(0, {**losses, "another": [1.0, 0.51]})
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -22,6 +22,8 @@ PEERS = [
         "torch_func", "compiled", marks=[pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
     ),
     ("torch_loop", "loop"),
+    ("tfmetarec_maml", "auto"),
+    ("tfmetarec_maml", "vectorized"),
 ]
 
 
@@ -179,7 +181,8 @@ def test_a_peer_takes_steps_of_adam_and_leaves_the_given_weights_alone(name, way
         assert own.step(rows) == pytest.approx(loss, rel=1e-5)
     for w, other in zip(own.weights(), current, strict=True):
         assert w.dtype == np.float32
-        np.testing.assert_allclose(w, other, rtol=1e-5, atol=2e-6)
+        # Keras adds epsilon before it corrects the moments, which shows where a gradient is tiny.
+        np.testing.assert_allclose(w, other, rtol=1e-5, atol=1e-5 if name.startswith("tfmetarec") else 2e-6)
     assert all((w == before).all() for w, before in zip(given, weights, strict=True))
 
 
@@ -226,15 +229,15 @@ def spoken(capsys, *arguments, said=""):
 
 def test_a_worker_prints_one_line_with_what_it_measured(capsys):
     (line,) = spoken(capsys, "--warmup", "2", "--steps", "5")
-    assert list(line) == ["peer", "version", "compile_s", "step_ms", "peak_growth_mb", "loss"]
-    assert (line["peer"], line["version"], line["loss"]) == ("counting", "1", 7.0)
+    assert list(line) == ["peer", "version", "compile_s", "step_ms", "peak_growth_mb", "losses"]
+    assert (line["peer"], line["version"], line["losses"]) == ("counting", "1", [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
     assert len(line["step_ms"]) == 5
     assert line["peak_growth_mb"] >= 0
 
 
 def test_a_serving_worker_answers_each_number_with_so_many_times_and_ends_with_its_input(capsys):
     ready, *turns = spoken(capsys, "--serve", "--warmup", "3", said="2\n4\n")
-    assert (len(ready["step_ms"]), ready["loss"]) == (2, 3.0)
+    assert (len(ready["step_ms"]), ready["losses"]) == (2, [1.0, 2.0, 3.0])
     assert [len(times) for times in turns] == [2, 4]
 
 
@@ -259,7 +262,10 @@ def test_options_out_of_range_are_refused_in_one_sentence(arguments, sentence, c
     assert sentence in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "way"), [("jax_vmap", "scan"), ("torch_func", "vmap"), ("torch_loop", "loop")])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [("jax_vmap", "scan"), ("torch_func", "vmap"), ("torch_loop", "loop"), ("tfmetarec_maml", "plain")],
+)
 def test_a_peer_serves_from_a_process_of_its_own(name, way):
     module_or_skip(name)
     command = [sys.executable, "-m", f"benchmarks.peers.{name}", "--shape", "0", "--way", way, "--serve"]
@@ -268,7 +274,7 @@ def test_a_peer_serves_from_a_process_of_its_own(name, way):
     ready, *turns = map(json.loads, done.stdout.splitlines())
     assert ready["peer"] == imported(name).WAYS[way].name
     assert ready["version"] == imported(name).WAYS[way].version
-    assert np.isfinite(ready["loss"])
+    assert np.isfinite(ready["losses"]).all()
     assert [len(times) for times in turns] == [1, 2]
 
 

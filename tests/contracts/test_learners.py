@@ -114,7 +114,10 @@ def test_adapting_lowers_the_support_loss(case, support):
     before = support_losses(unadapted, support, case.feedback)
     after = support_losses(case.score(support), support, case.feedback)
     some = support.length > 0
-    assert (after[some] < before[some]).all()
+    if case.learner.amortised:  # It has learned what helps on the whole.
+        assert after[some].mean() < before[some].mean()
+    else:
+        assert (after[some] < before[some]).all()
 
 
 def test_no_support_gives_exactly_the_starting_point(case, support):

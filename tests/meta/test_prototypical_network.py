@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 import tfmetarec as tmr
-from tfmetarec.meta.prototypical_network import PrototypicalNetwork
+from tfmetarec.meta import PrototypicalNetwork
 from tfmetarec.models import Ranker, TwoTower
 from tfmetarec.tasks import Support, user_episodes
 
@@ -48,11 +48,9 @@ def test_prototypes_and_scores_are_the_hand_worked_ones():
     liked = (4 * np.array([2.0, 0.0, 1.0]) + 1.5 * np.array([0.1, 0.2, 0.3])) / 5.5
     disliked = (1 * np.array([1.0, 1.0, 1.0]) + 1.5 * np.array([0.1, 0.2, 0.3])) / 2.5
     start = np.array([2.5, 1.0, 6.0])
-    np.testing.assert_allclose(scores[0], start + moved(with_one(candidates), liked, disliked), rtol=1e-12)
+    np.testing.assert_allclose(scores[0], start + moved(with_one(candidates), liked, disliked), rtol=1e-7)
     np.testing.assert_array_equal(scores[1], start)
-    np.testing.assert_allclose(
-        state.weights[0][0, :, 0], [0.5, -1.0] + TEMPERATURE * (liked - disliked)[:2], rtol=1e-12
-    )
+    np.testing.assert_allclose(state.weights[0][0, :, 0], [0.5, -1.0] + TEMPERATURE * (liked - disliked)[:2], rtol=1e-7)
 
 
 def last_inputs(model, user, item):
@@ -131,7 +129,7 @@ def test_the_change_is_a_direction_in_which_the_loss_falls():
         liked, disliked = ((w @ phi[task] + g) / (w.sum() + SHRINKAGE) for w in weights)
         mass = np.abs(residual[task]).sum() + 2 * SHRINKAGE
         expected = TEMPERATURE / 2 * mass * ((liked - disliked) ** 2).sum()
-        assert residual[task] @ change[task] == pytest.approx(expected, rel=1e-9)
+        assert residual[task] @ change[task] == pytest.approx(expected, rel=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +173,7 @@ def test_the_order_of_the_support_does_not_matter(settings, first_batch, feedbac
 
 @pytest.mark.parametrize(("feedback", "share"), [("explicit", 0.6), ("implicit", 0.95)])
 def test_training_makes_adapted_scores_of_new_users_better(feedback, share):
-    data = tmr.data.load("synthetic", n_users=200, n_items=40, interactions_per_user=16, feedback=feedback, seed=0)
+    data = tmr.data.load("synthetic", n_users=200, n_items=80, interactions_per_user=16, feedback=feedback, seed=0)
     split = tmr.data.cold_users(data, seed=0)
     vocabulary = tmr.data.Vocabulary.fit(split.train)
     options = {"query": 6, "negatives": 30 if feedback == "implicit" else 0}

@@ -12,7 +12,9 @@ from tfmetarec.meta.losses import RowLoss, SampledSoftmax
 from tfmetarec.meta.maml import MAML
 from tfmetarec.meta.maml_plus_plus import MAMLPlusPlus
 from tfmetarec.meta.meta_sgd import MetaSGD
+from tfmetarec.meta.neural_process import NeuralProcess
 from tfmetarec.meta.paths import EncodedNegatives, TaskRows
+from tfmetarec.meta.prototypical_network import PrototypicalNetwork
 from tfmetarec.meta.reptile import Reptile
 
 __all__ = [
@@ -28,8 +30,10 @@ __all__ = [
     "GradientLearner",
     "MAMLPlusPlus",
     "MetaLearner",
+    "NeuralProcess",
     "MetaSGD",
     "OuterLoss",
+    "PrototypicalNetwork",
     "Reptile",
     "RowLoss",
     "SampledSoftmax",

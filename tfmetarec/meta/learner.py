@@ -99,7 +99,7 @@ class MetaLearner(keras.Model):
         self._set_vocabulary(vocabulary)
         self.task_loss = losses.resolve(None, self.feedback)
         self.loss_tracker = keras.metrics.Mean(name="loss")
-        self._compile_inner = False
+        self._compiled: str | None = None
         self.built = True
 
     def _choose_path(self, engine: str) -> Dense | Vectorized:
@@ -279,11 +279,8 @@ class MetaLearner(keras.Model):
 
     def _inner_problem(self, support: TaskRows, query: TaskRows) -> tuple:
         # Measured: with thousands of negatives through every layer, XLA loses a tenth instead of gaining a fifth.
-        if self._compile_inner and (support.negatives is None or self.is_retrieval):
-            key = ("inner problem", True)
-            if key not in self._graphs:
-                self._graphs[key] = tf.function(self._solve, autograph=False, jit_compile=True)
-            return self._graphs[key](support, query)
+        if self._compiled == "inner" and (support.negatives is None or self.is_retrieval):
+            return self._with_xla(self._solve, support, query)
         return self._solve(support, query)
 
     def _solve(self, support: TaskRows, query: TaskRows) -> tuple:
@@ -422,8 +419,9 @@ class MetaLearner(keras.Model):
             metrics: list of Keras metrics of query labels and scores after adapting, padding left out.
             weighted_metrics: the same; here all metrics are weighted, by 0 for padding.
             jit_compile: "auto" compiles with XLA what happens under tasks' own weights, where that pays: where only
-                Dense layers adapt and sampled negatives, if any, meet them in a dot product. `True` compiles the whole training step, `False` nothing.
-                Adapting, and an exported model, are never compiled with XLA.
+                Dense layers adapt and sampled negatives, if any, meet them in a dot product; of a model without
+                embedding tables the whole training step. `True` compiles that of any model, `False` nothing.
+                Adapting, and an exported model, never are.
         """
         for name, given in (("metrics", metrics), ("weighted_metrics", weighted_metrics)):
             if not isinstance(given, list | tuple | None):
@@ -434,7 +432,7 @@ class MetaLearner(keras.Model):
             raise ValueError("a meta-learner does not scale its loss, so it cannot train in float16. Take bfloat16.")
         self._jit_compile = jit_compile
         super().compile(optimizer=optimizer, weighted_metrics=weighted, jit_compile=jit_compile is True, **kwargs)
-        self._compile_inner = jit_compile == "auto" and not self.run_eagerly and isinstance(self._path, Dense)
+        self._compiled = self._what_to_compile() if jit_compile == "auto" and not self.run_eagerly else None
         if self.optimizer is not None and not self.optimizer.built:
             # Left to the first step, it would be built inside that step's graph, which is then traced twice.
             self.optimizer.build(self.trainable_variables)
@@ -462,6 +460,13 @@ class MetaLearner(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         episode = _episode(data)
+        if self._compiled == "step":
+            loss, scores = self._with_xla(self._outer_step, episode)
+        else:
+            loss, scores = self._outer_step(episode)
+        return self._logs(loss, episode, scores)
+
+    def _outer_step(self, episode: Episode) -> tuple[tf.Tensor, tf.Tensor]:
         loss, gradients, scores = self.meta_gradients(episode)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         if replicas > 1:  # The optimizer adds up what the replicas say of their share of the tasks.
@@ -470,7 +475,20 @@ class MetaLearner(keras.Model):
             # Keras's optimizers visit every row anyway, and square what a row met several times one by one.
             gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-        return self._logs(loss, episode, scores)
+        return loss, scores
+
+    def _what_to_compile(self) -> str | None:
+        """ "step" where no table is in the way, "inner" for what happens under tasks' own weights, or nothing."""
+        if not isinstance(self._path, Dense):
+            return None
+        tables = any(isinstance(layer, keras.layers.Embedding) for layer in self.model._flatten_layers())
+        return "inner" if tables or self.distribute_strategy is not None else "step"
+
+    def _with_xla(self, function: Any, *inputs: Any) -> Any:
+        key = (function.__name__, "xla")
+        if key not in self._graphs:
+            self._graphs[key] = tf.function(function, autograph=False, jit_compile=True)
+        return self._graphs[key](*inputs)
 
     def test_step(self, data: Any) -> dict[str, Any]:
         episode = _episode(data)
