@@ -16,8 +16,8 @@ class LastLayer:
     """Finds weights in which a model's score is linear: `score = start + phi . change` holds exactly for any change.
 
     Of a `TwoTower` these are the user's own vector (the last bias of the user tower) and level, with `phi` the item
-    vector and a 1; of a `Ranker`, or a functional model that ends in a linear `Dense(1)`, the kernel and bias of that last
-    layer, with `phi` its inputs and a 1.
+    vector and a 1; of a `Ranker`, or a functional model that ends in a linear `Dense(1)`, the kernel and bias of
+    that last layer, with `phi` its inputs and a 1.
 
     Args:
         model: `keras.Model`, built.
@@ -78,7 +78,7 @@ class LastLayer:
 def _last_dense(model: keras.Model) -> keras.layers.Dense:
     """The last Dense layer, if nothing but sums stands between its outputs and the score."""
     head = getattr(model, "head", None)
-    layer = None
+    layer: Any = None
     if isinstance(head, UserTower | DecisionLayers):
         layer = head.tower.dense[-1] if head.activation == "linear" else None
     elif (
@@ -88,7 +88,8 @@ def _last_dense(model: keras.Model) -> keras.layers.Dense:
     plain = type(layer) is keras.layers.Dense and not layer.lora_enabled and layer.quantization_mode is None
     if not plain or layer.activation is not keras.activations.linear or layer.bias is None:
         raise ValueError(
-            "`model` must be linear in its last layer: a TwoTower or Ranker with activation='linear', or a functional model "
-            f"over a dict of features that ends in a linear Dense(1) with a bias. Received: {type(model).__name__}"
+            "`model` must be linear in its last layer: a TwoTower or Ranker with activation='linear', or a functional "
+            "model over a dict of features that ends in a linear Dense(1) with a bias. "
+            f"Received: {type(model).__name__}"
         )
     return layer

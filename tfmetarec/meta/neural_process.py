@@ -23,10 +23,10 @@ class NeuralProcess(MetaLearner):
 
         r = sum_s e_s h(item_s, user_s, e_s) / (K + shrinkage)
 
-    over the `K` rows, and with implicit feedback over the negatives too, whose residuals are what the starting point gave
-    them in the support's place: what was not bought counts against what was. Of every variable that adapts, `r`
-    scales the columns by `1 + tanh(r U)`, and shifts a bias by `r V`: feature-wise modulation of each layer. Without
-    biases in `U` and `V`, a user without support has `r = 0` and exactly the starting point.
+    over the `K` rows, and with implicit feedback over the negatives too, whose residuals are what the starting point
+    gave them in the support's place: what was not bought counts against what was. Of every variable that adapts,
+    `r` scales the columns by `1 + tanh(r U)`, and shifts a bias by `r V`: feature-wise modulation of each layer.
+    Without biases in `U` and `V`, a user without support has `r = 0` and exactly the starting point.
 
     Rows are multiplied by their residual, so that one that the starting point foresaw says nothing, and a step of
     gradient descent on the last bias is among what can be learned. They are averaged, without attention between
@@ -39,7 +39,7 @@ class NeuralProcess(MetaLearner):
         model: `keras.Model`, built: in two parts (`TwoTower`, `Ranker`), or functional over a dict of features.
         representation: int, at least 1. Width of `r`. Defaults to 32.
         hidden: ints, each at least 1. Widths of the hidden layers of `h`. Defaults to one of 64.
-        shrinkage: float, greater than 0. As if so many more rows had said nothing; where it starts, as it is learned, as
+        shrinkage: float, greater than 0. As if so many more rows had said nothing. Where it starts: it is learned, as
             a logarithm. Defaults to 1.
         **options: of `MetaLearner`. `seed` is that of `h`, `U` and `V` too.
 
@@ -55,9 +55,9 @@ class NeuralProcess(MetaLearner):
     >>> learner.compile(optimizer="adam")
     >>> history = learner.fit(episodes, epochs=1, verbose=0)
 
-    References: [Garnelo et al., 2018](https://arxiv.org/abs/1807.01613), equations 2-4, for encoding a set and conditioning
-    on its mean; [Lin et al., 2021](https://arxiv.org/abs/2103.06137), section 3, for modulating a recommender's decoder by
-    the task (here without the latent variable and the pool of task clusters);
+    References: [Garnelo et al., 2018](https://arxiv.org/abs/1807.01613), equations 2-4, for encoding a set and
+    conditioning on its mean; [Lin et al., 2021](https://arxiv.org/abs/2103.06137), section 3, for modulating a
+    recommender's decoder by the task (here without the latent variable and the pool of task clusters);
     [Perez et al., 2018](https://arxiv.org/abs/1709.07871), equation 2, for the modulation.
     """
 
@@ -141,8 +141,9 @@ class NeuralProcess(MetaLearner):
         """How many numbers the encoded sides of a row are."""
         if type(self._cut) is Whole:
             raise ValueError(
-                "`model` must be in two parts, like a TwoTower or Ranker, or a functional model over a dict of features: the "
-                f"rows of any other are not encoded before they meet what adapts. Received: {type(self.model).__name__}"
+                "`model` must be in two parts, like a TwoTower or Ranker, or a functional model over a dict of features, "
+                "so that rows are encoded before they meet what adapts. "
+                f"Received: {type(self.model).__name__}"
             )
         features: dict[str, Any] = {"user_id": np.zeros(1, np.int32), "item_id": np.zeros(1, np.int32)}
         if isinstance(self._cut, GraphCut):

@@ -26,7 +26,8 @@ class PrototypicalNetwork(MetaLearner):
 
     A row belongs to both classes softly, by its residual `r` under the starting point (see `residuals`): what was rated
     better than expected is liked by so much, what was rated worse is disliked. With implicit feedback the support is
-    liked, and disliked is what the starting point would have put in its place, among the negatives. A prototype is a mean
+    liked, and disliked is what the starting point would have put in its place, among the negatives. A prototype is a
+    mean
 
         c+ = (sum max(r, 0) phi + shrinkage * g) / (sum max(r, 0) + shrinkage),    c- with max(-r, 0),
 
@@ -36,9 +37,9 @@ class PrototypicalNetwork(MetaLearner):
     whole weight of both classes.
 
     Args:
-        model: `keras.Model`, built: a `TwoTower` or `Ranker` with linear activation, or a functional model over a dict of
-            features that ends in a linear `Dense(1)`. Only that layer adapts (of a `TwoTower`, the user's own vector
-            and level).
+        model: `keras.Model`, built: a `TwoTower` or `Ranker` with linear activation, or a functional model over a dict
+            of features that ends in a linear `Dense(1)` with a bias. Only that layer adapts (of a `TwoTower`, the
+            user's own vector and level).
         temperature: float, greater than 0. Where the temperature starts; it is learned, as a logarithm. Defaults to 1.
         shrinkage: float, greater than 0. Where the weight of `g` starts, in rows of residual 1; it is learned, as a
             logarithm. Defaults to 1.

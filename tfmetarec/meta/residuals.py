@@ -15,8 +15,8 @@ def residuals(
 
     Minus the derivative by the score of the loss summed over the support. For squared error that is
     `2 (label - score)`. For the sampled softmax an interaction has `1 - p`, with `p` the probability that its score
-    gave it among the negatives, and each negative has minus the probability that it got instead: both are the residuals of
-    the softmax, and a task's sum to 0.
+    gave it among the negatives, and each negative has minus the probability that it got instead: both are the
+    residuals of the softmax, and a task's sum to 0.
 
     Args:
         loss: of `losses`.
