@@ -1,4 +1,8 @@
 import json
+import os
+import re
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -263,3 +267,113 @@ def test_inner_dropout_changes_training_alone(explicit, first_batch, engine):
     assert losses[0] != pytest.approx(losses[1], rel=1e-6)
     for a, b in zip(*weights, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def meta_gradients_with_and_without(model, episode, by_the_book, compile_options=None, seeds=(), **options):
+    """Loss and gradients with `recompute` off and on, from the same random state."""
+    found, states = [], [seed.numpy() for seed in seeds]
+    for recompute in (False, True):
+        learner = MAML(model, inner_steps=3, inner_learning_rate=0.2, recompute=recompute, **options)
+        if compile_options is not None:
+            learner.compile("sgd", **compile_options)
+        for seed, state in zip(seeds, states, strict=True):
+            seed.assign(state)
+        found.append(by_the_book.compiled(learner, episode)())
+    return found
+
+
+STOPPED = pytest.mark.xfail(
+    strict=True, reason="`tf.recompute_grad` stops all tapes, also the one within a step: no step is taken."
+)
+
+
+@STOPPED
+@pytest.mark.parametrize(
+    ("engine", "feedback", "options", "compile_options"),
+    [
+        ("auto", "explicit", {}, None),
+        ("low_rank", "implicit", {"learned_rate": "layer"}, None),
+        ("vectorized", "explicit", {"inner_clipnorm": 0.5}, None),
+        pytest.param("auto", "implicit", {"learned_rate": "parameter"}, None, marks=pytest.mark.slow),
+        pytest.param("auto", "explicit", {}, {"jit_compile": "auto"}, marks=pytest.mark.slow),
+        pytest.param("vectorized", "implicit", {}, None, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.usefixtures("float64")
+def test_recomputing_gives_the_same_meta_gradients(
+    settings, own_model, first_batch, by_the_book, engine, feedback, options, compile_options
+):
+    setting = settings[feedback]
+    model = by_the_book.randomise(own_model(setting.vocabulary))
+    episode = by_the_book.in_float64(first_batch(setting.episodes))
+    plain, again = meta_gradients_with_and_without(
+        model, episode, by_the_book, compile_options, vocabulary=setting.vocabulary, engine=engine, **options
+    )
+    by_the_book.assert_close(again, plain, rtol=1e-9)
+    assert sum(gradient.any() for gradient in plain[1]) >= 4
+
+
+@STOPPED
+@pytest.mark.usefixtures("float64")
+def test_recomputing_drops_what_was_dropped_before(explicit, first_batch, by_the_book):
+    model = with_dropout(explicit.vocabulary)
+    seeds = [variable for variable in model.variables if "seed" in variable.path]
+    assert len(seeds) == 1
+    episode = by_the_book.in_float64(first_batch(explicit.episodes))
+    found = meta_gradients_with_and_without(model, episode, by_the_book, seeds=seeds, inner_dropout=True)
+    by_the_book.assert_close(found[1], found[0])
+
+
+MEMORY = """
+import sys
+import keras, numpy as np, tensorflow as tf
+from tfmetarec.meta import MAML
+from tfmetarec.tasks import Episode, Support
+
+def megabytes(key):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1]) / 1024
+
+def part(rows):
+    item = {"item_id": np.zeros((32, rows), np.int32), "x": rng.normal(size=(32, rows, 64)).astype(np.float32)}
+    label = rng.normal(size=(32, rows)).astype(np.float32)
+    return Support({"user_id": np.zeros(32, np.int32)}, item, label, np.full(32, rows, np.int32))
+
+steps, recompute, jit_compile = int(sys.argv[1]), sys.argv[2] == "True", {"False": False, "auto": "auto"}[sys.argv[3]]
+rng = np.random.default_rng(0)
+inputs = {"x": keras.Input((64,), name="x")}
+hidden = keras.layers.Dense(64, "tanh")(keras.layers.Dense(64, "tanh")(inputs["x"]))
+learner = MAML(keras.Model(inputs, keras.layers.Dense(1)(hidden)), inner_steps=steps, recompute=recompute)
+learner.compile("sgd", jit_compile=jit_compile)
+run = tf.function(learner.meta_gradients, autograph=False)
+episode = tf.nest.map_structure(tf.constant, Episode(part(512), part(8), {}, {}))  # Rows outweigh weights.
+run.get_concrete_function(episode)
+before = megabytes("VmRSS")
+run(episode)
+print(megabytes("VmHWM") - before)
+"""
+
+
+def peak_megabytes(folder, steps, recompute, jit_compile=False):
+    """What a meta-gradient adds to the memory of a process of its own, or with XLA the temporary memory it plans."""
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0"}
+    dump = folder / f"{steps}-{recompute}"
+    if jit_compile:  # Compiling takes more memory than running, so the peak of the process would not tell.
+        environment["XLA_FLAGS"] = f"--xla_dump_to={dump} --xla_dump_hlo_as_text"
+    command = [sys.executable, "-c", MEMORY, str(steps), str(recompute), str(jit_compile)]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
+    if not jit_compile:
+        return float(ran.stdout)
+    plans = [path.read_text() for path in dump.glob("*buffer-assignment.txt")]
+    return max(int(size) for plan in plans for size in re.findall(r"size (\d+), preallocated-temp", plan)) / 2**20
+
+
+@STOPPED
+@pytest.mark.slow
+@pytest.mark.parametrize("jit_compile", [False, "auto"])
+def test_memory_hardly_grows_with_the_steps_where_they_are_recomputed(tmp_path, jit_compile):
+    plain, recomputed = (
+        peak_megabytes(tmp_path, 16, recompute, jit_compile) - peak_megabytes(tmp_path, 2, recompute, jit_compile)
+        for recompute in (False, True)
+    )
+    assert plain > 150
+    assert recomputed < plain / 2

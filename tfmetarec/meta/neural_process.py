@@ -141,8 +141,8 @@ class NeuralProcess(MetaLearner):
         """How many numbers the encoded sides of a row are."""
         if type(self._cut) is Whole:
             raise ValueError(
-                "`model` must be in two parts, like a TwoTower or Ranker, or a functional model over a dict of features, "
-                "so that rows are encoded before they meet what adapts. "
+                "`model` must be in two parts, like a TwoTower or Ranker, or a functional model over a dict of "
+                "features, so that rows are encoded before they meet what adapts. "
                 f"Received: {type(self.model).__name__}"
             )
         features: dict[str, Any] = {"user_id": np.zeros(1, np.int32), "item_id": np.zeros(1, np.int32)}

@@ -307,6 +307,11 @@ class Dense:
             before = [earlier.outputs for earlier in taps[:place]]
             if before and any(slope is not None for slope in tape.gradient(tap.inputs, before)):
                 dependent.add(self._places[id(tap.layer)][0])
+        found = {id(tap.layer) for tap in taps}
+        for key, places in self._places.items():
+            if key not in found and any(place is not None for place in places):
+                path = self.cut.variables[next(place for place in places if place is not None)].path
+                raise ValueError(f"`model.head` must run each Dense layer by `apply`, and runs the one of {path} itself.")
         return frozenset(self._places[id(tap.layer)][0] for tap in taps) - dependent
 
     def _gradients(self, taps: list[_Tap], signals: list[tf.Tensor], second_order: Any) -> "dict[int, _Gradient]":

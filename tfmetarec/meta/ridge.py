@@ -90,7 +90,7 @@ class Ridge(MetaLearner):
         self.adapted = None  # The pattern follows from the model.
         self.regularization, self.level_regularization = regularization, level_regularization
         self.unobserved, self.scale, self._last = unobserved, scale, last
-        self._logs = {
+        self._logarithms = {
             name: self.add_weight((), keras.initializers.Constant(float(np.log(value))), name=f"log_{name}")
             for name, value in start.items()
         }
@@ -109,7 +109,7 @@ class Ridge(MetaLearner):
         return self._last.moved(self.adapted_variables, change)
 
     def _value(self, name: str) -> tf.Tensor:
-        return tf.exp(tf.convert_to_tensor(self._logs[name].value))
+        return tf.exp(tf.convert_to_tensor(self._logarithms[name].value))
 
     def _penalty(self) -> tf.Tensor:
         """The matrix `(D + 1, D + 1)` of `R`."""
@@ -128,7 +128,7 @@ class Ridge(MetaLearner):
     def compile(self, optimizer: Any = "adam", *args: Any, **options: Any) -> None:
         optimizer = keras.optimizers.get(optimizer)
         if optimizer is not None and not optimizer.built and optimizer.weight_decay is not None:
-            optimizer.exclude_from_weight_decay(var_list=list(self._logs.values()))  # It would pull each towards 1.
+            optimizer.exclude_from_weight_decay(var_list=list(self._logarithms.values()))  # It would pull each towards 1.
         super().compile(optimizer, *args, **options)
 
     def get_config(self) -> dict[str, Any]:
