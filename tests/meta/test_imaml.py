@@ -50,9 +50,7 @@ def unrolled(model, episode, vocabulary, steps, rate):
     return loss, tape.gradient(loss, [variable.value for variable in model.trainable_variables])
 
 
-@pytest.mark.parametrize(
-    ("feedback", "two_tower"), [("explicit", False), ("implicit", True)]
-)
+@pytest.mark.parametrize(("feedback", "two_tower"), [("explicit", False), ("implicit", True)])
 @pytest.mark.usefixtures("float64")
 def test_at_the_minimum_it_is_the_gradient_through_the_whole_descent(
     settings, own_model, first_batch, by_the_book, feedback, two_tower

@@ -313,7 +313,7 @@ def test_recomputing_gives_the_same_meta_gradients(
     assert sum(gradient.any() for gradient in plain[1]) >= 4
 
 
-@STOPPED
+@pytest.mark.xfail(strict=True, reason="A recomputed step draws other masks than the step that it repeats.")
 @pytest.mark.usefixtures("float64")
 def test_recomputing_drops_what_was_dropped_before(explicit, first_batch, by_the_book):
     model = with_dropout(explicit.vocabulary)
@@ -367,7 +367,6 @@ def peak_megabytes(folder, steps, recompute, jit_compile=False):
     return max(int(size) for plan in plans for size in re.findall(r"size (\d+), preallocated-temp", plan)) / 2**20
 
 
-@STOPPED
 @pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, "auto"])
 def test_memory_hardly_grows_with_the_steps_where_they_are_recomputed(tmp_path, jit_compile):

@@ -95,13 +95,13 @@ def problem(settings, first_batch, by_the_book):
 
 # Each kind of model by default with one set-up, chosen so that all numbers of steps, orders and feedbacks come up.
 QUICK = {
-    ("ranker", 2, True, "explicit"),
+    ("ranker", 1, True, "explicit"),
     ("two_tower", 1, True, "implicit"),
-    ("tanh", 5, True, "explicit"),
+    ("no bias", 5, True, "explicit"),
     ("relu", 2, False, "explicit"),
     ("gelu", 1, True, "explicit"),
-    ("softmax", 2, True, "implicit"),
-    ("no bias", 1, False, "implicit"),
+    ("softmax", 1, True, "implicit"),
+    ("tanh", 1, False, "implicit"),
     ("shared", 2, True, "explicit"),
 }
 
@@ -123,7 +123,7 @@ def test_every_engine_gives_the_same_losses_and_meta_gradients(problem, kind, st
 
 @pytest.mark.parametrize("kind", ["two_tower", *(pytest.param(kind, marks=pytest.mark.slow) for kind in MODELS)])
 def test_engines_agree_in_single_precision(problem, kind):
-    assert_alike(of_every_engine(*problem(kind, "implicit"), inner_steps=2, inner_learning_rate=0.1), 1e-5)
+    assert_alike(of_every_engine(*problem(kind), inner_steps=2, inner_learning_rate=0.1), 1e-5)
 
 
 @pytest.mark.parametrize(

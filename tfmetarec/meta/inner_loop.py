@@ -201,13 +201,6 @@ class GradientLearner(MetaLearner):
 
     # -- Keras ---------------------------------------------------------------------------------------------
 
-    def compile(self, optimizer: Any = "adam", *args: Any, **options: Any) -> None:
-        optimizer = keras.optimizers.get(optimizer)
-        rates = [variable for row in self._log_rates for variable in row]
-        if rates and optimizer is not None and not optimizer.built and optimizer.weight_decay is not None:
-            optimizer.exclude_from_weight_decay(var_list=rates)  # It would pull each rate towards 1.
-        super().compile(optimizer, *args, **options)
-
     def get_config(self) -> dict[str, Any]:
         names = ("inner_steps", "inner_learning_rate", "adaptation_steps", "learned_rate", "rate_per_step")
         names += ("shrinkage", "inner_clipnorm", "inner_loss", "inner_dropout", "recompute")  # type: ignore[assignment]

@@ -266,9 +266,13 @@ class MetaLearner(keras.Model):
     @property
     def _inner_variables(self) -> list[keras.Variable]:
         """What is used under tasks' own weights: the inner part of the model, and the learner's own."""
+        return [*self._cut.inner_variables, *self._own_variables]
+
+    @property
+    def _own_variables(self) -> list[keras.Variable]:
+        """What the learner has to learn besides the model."""
         of_model = {id(variable) for variable in self.model.trainable_variables}
-        own = [variable for variable in self.trainable_variables if id(variable) not in of_model]
-        return [*self._cut.inner_variables, *own]
+        return [variable for variable in self.trainable_variables if id(variable) not in of_model]
 
     def _learned(self, support: TaskRows, query: TaskRows) -> list[tf.Tensor]:
         """The encoded tensors through which a gradient reaches the encoders."""
@@ -431,6 +435,10 @@ class MetaLearner(keras.Model):
         if keras.config.dtype_policy().compute_dtype == "float16":
             raise ValueError("a meta-learner does not scale its loss, so it cannot train in float16. Take bfloat16.")
         self._jit_compile = jit_compile
+        optimizer = keras.optimizers.get(optimizer) if optimizer is not None else None
+        if optimizer is not None and not optimizer.built and optimizer.weight_decay is not None:
+            # What is learned as a logarithm is a positive number of the algorithm; decay would pull it towards 1.
+            optimizer.exclude_from_weight_decay(var_list=[v for v in self._own_variables if v.name.startswith("log_")])
         super().compile(optimizer=optimizer, weighted_metrics=weighted, jit_compile=jit_compile is True, **kwargs)
         self._compiled = self._what_to_compile() if jit_compile == "auto" and not self.run_eagerly else None
         if self.optimizer is not None and not self.optimizer.built:

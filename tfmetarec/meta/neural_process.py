@@ -158,12 +158,6 @@ class NeuralProcess(MetaLearner):
             sides = (self._cut.encode_user(features, training=False), self._cut.encode_item(features, training=False))
         return sum(int(np.prod(tensor.shape[1:])) for tensor in _floats(*sides))
 
-    def compile(self, optimizer: Any = "adam", *args: Any, **options: Any) -> None:
-        optimizer = keras.optimizers.get(optimizer)
-        if optimizer is not None and not optimizer.built and optimizer.weight_decay is not None:
-            optimizer.exclude_from_weight_decay(var_list=[self._log_shrinkage])  # It would pull it towards 1.
-        super().compile(optimizer, *args, **options)
-
     def get_config(self) -> dict[str, Any]:
         names = ("representation", "hidden", "shrinkage")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}

@@ -311,7 +311,7 @@ class Dense:
         for key, places in self._places.items():
             if key not in found and any(place is not None for place in places):
                 path = self.cut.variables[next(place for place in places if place is not None)].path
-                raise ValueError(f"`model.head` must run each Dense layer by `apply`, and runs the one of {path} itself.")
+                raise ValueError(f"`model.head` must run each Dense layer by `apply`, and does not run that of {path}.")
         return frozenset(self._places[id(tap.layer)][0] for tap in taps) - dependent
 
     def _gradients(self, taps: list[_Tap], signals: list[tf.Tensor], second_order: Any) -> "dict[int, _Gradient]":

@@ -84,8 +84,8 @@ class PrototypicalNetwork(MetaLearner):
         others = (None, None)
         if rows.negatives is not None:
             others = self._last.features(self._cut, rows.user, rows.negatives.item)
-        # Measured: with all negatives disliked alike, adapting does better where all items are equally popular (synthetic),
-        # and worse on purchases. One temperature for each coordinate does no better than one for all.
+        # Measured: with all negatives disliked alike, adapting does better where all items are equally popular and
+        # worse on real purchases. One temperature for each coordinate does no better than one for all.
         residual, other_residual = residuals(self.task_loss, rows, score, others[1])
         liked = self._prototype(residual, phi, other_residual, others[0])
         disliked = self._prototype(-residual, phi, None if other_residual is None else -other_residual, others[0])
@@ -103,13 +103,6 @@ class PrototypicalNetwork(MetaLearner):
             other_weight, other_total = _summed(other_residual, others)
             weight, total = weight + other_weight, total + other_total
         return (total + shrinkage * self._global.value) / (weight + shrinkage)
-
-    def compile(self, optimizer: Any = "adam", *args: Any, **options: Any) -> None:
-        optimizer = keras.optimizers.get(optimizer)
-        if optimizer is not None and not optimizer.built and optimizer.weight_decay is not None:
-            # It would pull both towards 1.
-            optimizer.exclude_from_weight_decay(var_list=[self._log_temperature, self._log_shrinkage])
-        super().compile(optimizer, *args, **options)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "temperature": self.temperature, "shrinkage": self.shrinkage}

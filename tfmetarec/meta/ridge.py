@@ -125,12 +125,6 @@ class Ridge(MetaLearner):
         share = tf.nn.softmax(-tf.cast(negatives.log_expected, phi.dtype))
         return tf.matmul(phi * share[..., None], phi, transpose_a=True)
 
-    def compile(self, optimizer: Any = "adam", *args: Any, **options: Any) -> None:
-        optimizer = keras.optimizers.get(optimizer)
-        if optimizer is not None and not optimizer.built and optimizer.weight_decay is not None:
-            optimizer.exclude_from_weight_decay(var_list=list(self._logarithms.values()))  # It would pull each towards 1.
-        super().compile(optimizer, *args, **options)
-
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **{name: getattr(self, name) for name in LEARNED}}
 
