@@ -109,6 +109,8 @@ QUICK = {
 def set_ups():
     found = []
     for each in itertools.product(MODELS, (1, 2, 5), (True, False), ("explicit", "implicit")):
+        if each[1] == 5 and each[3] == "implicit":
+            continue  # Long, and of nothing new.
         name = "-".join([each[0], str(each[1]), "second" if each[2] else "first", each[3]])
         found.append(pytest.param(*each, id=name, marks=[] if each in QUICK else [pytest.mark.slow]))
     return found
@@ -141,7 +143,8 @@ def test_engines_agree_on_a_step_that_is_of_second_order_in_part(problem):
     given = problem("tanh")
     model, episode, vocabulary = given
     options = {"inner_steps": 2, "inner_learning_rate": 0.2}
-    half = of_every_engine(*given, changes={"second_order": tf.constant(0.5, tf.float64)}, **options)
+    changes = {"second_order": tf.constant(0.5, tf.float64)}
+    half = of_every_engine(*given, ("auto", "vectorized"), changes=changes, **options)
     assert_alike(half)
     learner = MAML(model, vocabulary=vocabulary, inner_steps=1, inner_learning_rate=0.2)
     # One step: the derivative is linear in how much of the second derivative counts.
@@ -156,17 +159,12 @@ def test_engines_agree_on_a_step_that_is_of_second_order_in_part(problem):
 # -- clipping ------------------------------------------------------------------------------------------------------------
 
 
-def clipped(problem, clipnorm, **options):
-    given = problem("tanh")
-    return of_every_engine(*given, inner_steps=2, inner_learning_rate=0.2, inner_clipnorm=clipnorm, **options)
-
-
 @pytest.mark.usefixtures("float64")
 def test_engines_clip_alike(problem):
-    hitting = clipped(problem, 0.3)
+    given, options = problem("tanh"), {"inner_steps": 2, "inner_learning_rate": 0.2}
+    hitting = of_every_engine(*given, inner_clipnorm=0.3, **options)
     assert_alike(hitting)
-    missing, never = (clipped(problem, norm, engines=("auto",)) for norm in (1e6, None))
-    np.testing.assert_allclose(missing["auto"][0], never["auto"][0], rtol=1e-12)
+    never = of_every_engine(*given, ("auto",), **options)
     assert not np.allclose(hitting["auto"][0], never["auto"][0])
 
 

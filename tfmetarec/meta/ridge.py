@@ -46,7 +46,7 @@ class Ridge(MetaLearner):
         regularization: float, greater than 0. Where it starts, in interactions. Defaults to 1.
         level_regularization: float, greater than 0. The same for the level. Defaults to 1.
         unobserved: float, greater than 0. Implicit feedback: where the weight of the whole catalogue starts, in
-            interactions. Defaults to 1.
+            interactions. Defaults to 10.
         scale: float, greater than 0. Implicit feedback: where the scale starts. Defaults to 1.
         **options: of `MetaLearner`, except `adapted`.
 
@@ -73,7 +73,7 @@ class Ridge(MetaLearner):
         *,
         regularization: float = 1.0,
         level_regularization: float = 1.0,
-        unobserved: float = 1.0,
+        unobserved: float = 10.0,
         scale: float = 1.0,
         **options: Any,
     ):
