@@ -64,7 +64,11 @@ def test_scores_start_at_the_mean_label_plus_what_the_vectors_say(explicit):
     np.testing.assert_allclose(scores(model, placeholder_features(model.specs)), mean, atol=0.5)
     assert float(model.head.level.kernel.numpy()[0, 0]) == pytest.approx(mean)
     assert (
-        float(TwoTower(FeatureSpecs(model.specs.user, model.specs.item, "implicit", 1.0), 4).head.score_bias.numpy()[0])
+        float(
+            TwoTower(FeatureSpecs(model.specs.user, model.specs.item, "implicit", 1.0), 4).head.level.kernel.numpy()[
+                0, 0
+            ]
+        )
         == 0
     )
 
