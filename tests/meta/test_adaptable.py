@@ -215,18 +215,9 @@ CASES = {
 }
 CASES["mask behind what adapts"] = (with_mask, None, 4)
 CASES["columns"] = (as_columns, None, 2)
-DEFECTS = {
-    ("mask behind what adapts", "auto"): "The Dense engine takes rows `(T, R, D)` alone, not lists of them.",
-    ("columns", "auto"): "Features of shape (1,) are not reshaped as Keras does.",
-    ("columns", "vectorized"): "Features of shape (1,) are not reshaped as Keras does.",
-}
-
-
 def cases():
     for name, engine in itertools.product(CASES, ("auto", "vectorized")):
-        known = DEFECTS.get((name, engine))
-        marks = [] if known is None else [pytest.mark.xfail(strict=True, reason=known)]
-        yield pytest.param(*CASES[name], engine, id=f"{name}-{engine}", marks=marks)
+        yield pytest.param(*CASES[name], engine, id=f"{name}-{engine}")
 
 
 @pytest.mark.parametrize(("make", "adapted", "number", "engine"), list(cases()))

@@ -16,6 +16,7 @@ from tfmetarec.meta.neural_process import NeuralProcess
 from tfmetarec.meta.paths import EncodedNegatives, TaskRows
 from tfmetarec.meta.prototypical_network import PrototypicalNetwork
 from tfmetarec.meta.reptile import Reptile
+from tfmetarec.meta.ridge import Ridge
 
 __all__ = [
     "ANIL",
@@ -35,6 +36,7 @@ __all__ = [
     "OuterLoss",
     "PrototypicalNetwork",
     "Reptile",
+    "Ridge",
     "RowLoss",
     "SampledSoftmax",
     "TaskRows",

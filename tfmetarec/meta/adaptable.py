@@ -1,6 +1,7 @@
 """A Keras model cut in two: what is encoded once for all rows, and what runs under each task's own weights."""
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -82,14 +83,13 @@ class Whole:
         """The tensors of an encoded side that depend on variables, and so pass a gradient on to them."""
         return []
 
-    def score(self, values: Values, user: Any, item: Any, training: bool = False) -> tf.Tensor:
+    def score(self, values: Values, user: Any, item: Any) -> tf.Tensor:
         """Scores `(R,)` of one task's rows.
 
         Args:
             values: what variables are worth in this task, all others as they are.
             user: encoded user(s) with leading dimension 1 or `R`.
             item: encoded items with leading dimension 1 or `R`.
-            training: whether dropout is on.
         """
         rows = tf.maximum(tf.shape(user["user_id"])[0], tf.shape(item["item_id"])[0])
         features = {}
@@ -97,7 +97,7 @@ class Whole:
             for name, feature in value.items():
                 features[name] = tf.broadcast_to(feature, tf.concat([[rows], tf.shape(feature)[1:]], 0))
         with keras.StatelessScope(state_mapping=values):
-            return tf.reshape(self.model(features, training=training), [-1])
+            return tf.reshape(self.model(features, training=False), [-1])
 
 
 class HeadCut(Whole):
@@ -126,9 +126,9 @@ class HeadCut(Whole):
     def learned(self, encoded: Any) -> list[tf.Tensor]:
         return [tensor for tensor in tf.nest.flatten(encoded) if tensor.dtype.is_floating]
 
-    def score(self, values: Values, user: Any, item: Any, training: bool = False) -> tf.Tensor:
+    def score(self, values: Values, user: Any, item: Any) -> tf.Tensor:
         with keras.StatelessScope(state_mapping=values):
-            return self.inner(user, item, **self._training(training))
+            return self.inner(user, item, **self._training(False))
 
     def query(self, values: Values, user: Any) -> tf.Tensor:
         """The query vector `(1, D)` of one adapted user, for a model whose score is a dot product."""
@@ -213,22 +213,17 @@ class GraphCut(Whole):
 
     def encode_user(self, features: Features, training: bool) -> Any:
         encoded = {}
+        ids = tf.convert_to_tensor(features["user_id" if "user_id" in features else "item_id"])
         for inputs, made, graph in self._encoders.values():
             if not inputs.keys() <= features.keys():
                 continue
-            # The leading dimensions are whatever comes before a feature's own.
-            name, tensor = next(iter(inputs.items()))
-            value = tf.convert_to_tensor(features[name])
-            leading = tf.shape(value)[: value.shape.rank - (len(tensor.shape) - 1)]
-            static = value.shape[: value.shape.rank - (len(tensor.shape) - 1)]
             flat = {n: tf.reshape(tf.cast(features[n], t.dtype), (-1, *t.shape[1:])) for n, t in inputs.items()}
             outputs = _run(graph, flat, lambda operation: _in_mode(operation, training))
             for place in made:
-                output = tf.reshape(outputs[place], tf.concat([leading, tf.shape(outputs[place])[1:]], 0))
-                output.set_shape(static.concatenate(outputs[place].shape[1:]))
+                output = tf.reshape(outputs[place], tf.concat([tf.shape(ids), tf.shape(outputs[place])[1:]], 0))
+                output.set_shape(ids.shape.concatenate(outputs[place].shape[1:]))
                 encoded[place] = output
         if not encoded:  # Somebody must say how many rows there are.
-            ids = features["user_id" if "user_id" in features else "item_id"]
             encoded["rows"] = tf.zeros_like(ids)
         return encoded
 
@@ -237,7 +232,7 @@ class GraphCut(Whole):
     def learned(self, encoded: Any) -> list[tf.Tensor]:
         return [tensor for place, tensor in encoded.items() if place in self._learned and tensor.dtype.is_floating]
 
-    def score(self, values: Values, user: Any, item: Any, training: bool = False) -> tf.Tensor:
+    def score(self, values: Values, user: Any, item: Any) -> tf.Tensor:
         sides = {**user, **item}
         rows = tf.reduce_max(tf.stack([tf.shape(value)[0] for value in sides.values()]))
         flat = []
@@ -245,7 +240,7 @@ class GraphCut(Whole):
             value = sides[str(place)]
             flat.append(tf.broadcast_to(value, tf.concat([[rows], tf.shape(value)[1:]], 0)))
         with keras.StatelessScope(state_mapping=values):
-            (score,) = _run(self._graph, flat, lambda operation: _in_mode(operation, training))
+            (score,) = _run(self._graph, flat, lambda operation: _in_mode(operation, False))
         return tf.reshape(score, [-1])
 
     def score_all(self, apply: Apply, user: Any, item: Any, training: bool = False) -> tf.Tensor:
@@ -264,7 +259,12 @@ class GraphCut(Whole):
         def run(operation: Any) -> Any:
             if not isinstance(operation, keras.layers.Dense):
                 return _in_mode(operation, training)
-            return lambda x: _flat(apply(operation, tf.reshape(x, (tasks, rows, *x.shape[1:]))))
+            return lambda x: dense(operation, x)
+
+        def dense(layer: keras.layers.Dense, x: tf.Tensor) -> tf.Tensor:
+            # A list has several vectors in a row: each is one more row of its task.
+            outputs = apply(layer, tf.reshape(x, (tasks, rows * math.prod(x.shape[1:-1]), x.shape[-1])))
+            return tf.reshape(outputs, (-1, *x.shape[1:-1], outputs.shape[-1]))
 
         (score,) = _run(self._graph, flat, run)
         return tf.reshape(score, (tasks, rows))
@@ -275,10 +275,6 @@ def _largest(static: list[int | None], dynamic: list[tf.Tensor]) -> Any:
     if None not in static:
         return max(static)  # type: ignore[type-var]
     return tf.reduce_max(tf.stack(dynamic))
-
-
-def _flat(x: tf.Tensor) -> tf.Tensor:
-    return tf.reshape(x, (-1, *x.shape[2:]))
 
 
 def _run(graph: keras.Function, inputs: Any, run: Callable[[Any], Callable]) -> Any:

@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from tfmetarec.meta import losses
 from tfmetarec.meta.learner import MetaLearner, OuterLoss
-from tfmetarec.meta.paths import Step, TaskRows, Weights
+from tfmetarec.meta.paths import Dense, Step, TaskRows, Weights
+from tfmetarec.meta.recompute import recomputed
 
 LEARNED = (None, "scalar", "layer", "parameter")
 
@@ -34,17 +35,17 @@ class GradientLearner(MetaLearner):
             Defaults to `None`: never.
         inner_loss: "sampled_softmax", a `SampledSoftmax`, or any Keras loss, of the support. Defaults to the loss that
             was compiled.
-        inner_dropout: bool. Whether dropout is on, while training descends, in the part that adapts. Defaults to
-            `False`.
+        inner_dropout: bool. Whether dropout is on, while training descends, in the part that adapts. Only where
+            Dense layers are all that adapts. Defaults to `False`.
         recompute: bool. Whether training computes each inner step twice rather than keep what its derivative needs:
-            memory then hardly grows with the number of steps. Defaults to `False`.
+            memory then hardly grows with the number of steps, except by each step's weights. It pays where rows
+            (negatives among them) outweigh weights. Not with `inner_dropout`. Defaults to `False`.
         **options: of `MetaLearner`.
 
     Raises:
         ValueError: for an option out of range, or a regular expression that finds nothing.
 
-    References: recomputing as in [Chen et al., 2016](https://arxiv.org/abs/1604.06174), section 3; rates by layer and
-    step as in [Antoniou et al., 2019](https://arxiv.org/abs/1810.09502), section 3.
+    Reference: rates by layer and step as in [Antoniou et al., 2019](https://arxiv.org/abs/1810.09502), section 3.
     """
 
     second_order = False  # Whether the outer gradient sees through the inner steps.
@@ -75,10 +76,20 @@ class GradientLearner(MetaLearner):
             raise ValueError(f"`inner_clipnorm` must be greater than 0. Received: inner_clipnorm={inner_clipnorm}")
         if learned_rate not in LEARNED:
             raise ValueError(
-                f"`learned_rate` must be 'scalar', 'layer', 'parameter' or None. Received: {learned_rate!r}"
+                f"`learned_rate` must be 'scalar', 'layer', 'parameter' or None. "
+                f"Received: learned_rate={learned_rate!r}"
             )
         if rate_per_step and learned_rate is None:
             raise ValueError("`rate_per_step` needs `learned_rate`: fixed rates are the same at every step.")
+        if inner_dropout and not isinstance(self._path, Dense):
+            raise ValueError(
+                "`inner_dropout` needs the engine of models of which only Dense layers adapt: under "
+                f"`tf.vectorized_map` all tasks would drop the same. Received: {type(model).__name__}"
+            )
+        if inner_dropout and recompute:
+            raise ValueError(
+                "`inner_dropout` and `recompute` exclude each other: a step repeated drops something else."
+            )
         self.inner_steps, self.inner_learning_rate = inner_steps, inner_learning_rate
         self.adaptation_steps, self.learned_rate, self.rate_per_step = adaptation_steps, learned_rate, rate_per_step
         self.shrinkage, self.inner_clipnorm = shrinkage, inner_clipnorm
@@ -177,19 +188,11 @@ class GradientLearner(MetaLearner):
     def _step(self, weights: Weights, rows: TaskRows, how: Step, recompute: bool) -> Weights:
         if not recompute:
             return self._path.step(weights, rows, how)
-        # What is differentiated must be an argument: `tf.recompute_grad` does not see what a function captures.
-        structure = (weights, rows, how.rates)
-        flat = tf.nest.flatten(structure)
-        given = [place for place, tensor in enumerate(flat) if tensor is not None]
 
-        def step(*tensors: tf.Tensor) -> Any:
-            filled = list(flat)
-            for place, tensor in zip(given, tensors, strict=True):
-                filled[place] = tensor
-            weights, rows, rates = tf.nest.pack_sequence_as(structure, filled)
+        def step(weights: Weights, rows: TaskRows, rates: list[tf.Tensor]) -> Weights:
             return self._path.step(weights, rows, how._replace(rates=rates))
 
-        return tf.recompute_grad(step)(*(flat[place] for place in given))
+        return recomputed(step, weights, rows, how.rates)
 
     def adapt_rows(self, rows: TaskRows, training: bool = False) -> list[tf.Tensor]:
         return self._path.formed(self.descend(rows, training)[-1], tf.shape(rows.label)[0])

@@ -33,7 +33,8 @@ class NeuralProcess(MetaLearner):
     them: the order of the support does not matter, and its cost is linear in `K`.
 
     It adapts by what it has learned: before training, `U` and `V` are small random numbers and adapting is as good as
-    none.
+    none. Nothing tells it in advance that alike items are liked alike, as a gradient step or a prototype does, so it
+    wants many users beside the items; of few it remembers which support belongs to whom. Watch it on validation users.
 
     Args:
         model: `keras.Model`, built: in two parts (`TwoTower`, `Ranker`), or functional over a dict of features.

@@ -58,7 +58,7 @@ class Step(NamedTuple):
         shrinkage: see `losses.weighted_mean`.
         clipnorm: longest gradient of a task over all that adapts; longer ones are shortened. `None`: any.
         proximal: strength of `proximal / 2 * |w - start|^2`, added to each task's loss after clipping.
-        dropout: whether dropout is on in the part that adapts.
+        dropout: whether dropout is on in the part that adapts; `Dense` alone can.
         same_rows: whether every step before this one was taken on the same rows.
     """
 
@@ -127,7 +127,7 @@ class Vectorized:
             before = start if own is None else own
             with tf.GradientTape() as tape:
                 tape.watch(before)
-                loss, _ = self._loss(before, rows, how.loss, how.shrinkage, how.dropout)
+                loss, _ = self._loss(before, rows, how.loss, how.shrinkage)
             gradients = tape.gradient(loss, before, unconnected_gradients="zero")
             gradients = [tf.convert_to_tensor(g) for g in gradients]  # Embeddings give sparse slices.
             gradients = [_with_order(g, how.second_order) for g in gradients]
@@ -141,15 +141,13 @@ class Vectorized:
 
         return self._map(one, weights, rows)
 
-    def _loss(
-        self, weights: Weights, rows: TaskRows, loss: Any, shrinkage: float, dropout: bool = False
-    ) -> tuple[tf.Tensor, tf.Tensor]:
+    def _loss(self, weights: Weights, rows: TaskRows, loss: Any, shrinkage: float) -> tuple[tf.Tensor, tf.Tensor]:
         values = self._values(weights)
-        scores = tf.cast(self.cut.score(values, rows.user, rows.item, dropout), rows.label.dtype)
+        scores = tf.cast(self.cut.score(values, rows.user, rows.item), rows.label.dtype)
         against = None
         if rows.negatives is not None:
             item, log_expected, weight = rows.negatives
-            negative_scores = tf.cast(self.cut.score(values, rows.user, item, dropout), rows.label.dtype)
+            negative_scores = tf.cast(self.cut.score(values, rows.user, item), rows.label.dtype)
             against = losses.NegativeRows(negative_scores, log_expected, weight)
         return loss(losses.Rows(rows.label, scores, rows.weight), against, shrinkage), scores
 
