@@ -1,4 +1,4 @@
-"""What a meta-training step costs: every gradient learner beside a plain training step on the same rows.
+"""What a meta-training step costs: every learner beside a plain training step on the same rows.
 
 Two yardsticks run in the same turns as the learners: `plain` is ordinary Keras training on the support and
 query rows of the same batches, and `MAML, loop over tasks` is MAML as it is often written, one task after the
@@ -37,7 +37,8 @@ from tfmetarec.tasks import Episode, Episodes, Support
 
 NAME = "meta_epoch"
 PLAIN, LOOP = "plain", "MAML, loop over tasks"
-LEARNERS = ("MAML", "FirstOrderMAML", "ANIL", "Reptile", "FineTuning")
+LEARNERS = ("MAML", "FirstOrderMAML", "ANIL", "MetaSGD", "MAMLPlusPlus", "IMAML", "Reptile", "Ridge", "NeuralProcess")
+LEARNERS += ("PrototypicalNetwork", "FineTuning")  # All but BOIL, whose use is in deeper heads than this model's.
 INNER = {"inner_steps": 1, "inner_learning_rate": 2.0, "shrinkage": 20.0, "contrast": 2048}
 MODEL = {"embedding_dim": 32, "id_dropout": 0.7, "dropout": 0.3}
 EPISODES = {"support": (0, 20), "query": 20, "tasks_per_batch": 32, "negatives": 2048}
@@ -143,7 +144,9 @@ def trainer(name: str, vocabulary: Vocabulary, seed: int, **inner: Any) -> keras
     if name == PLAIN:
         learner = PlainTraining(model)
     else:
-        learner = (LoopedMAML if name == LOOP else getattr(tmr.meta, name))(model, seed=seed, **{**INNER, **inner})
+        kind = LoopedMAML if name == LOOP else getattr(tmr.meta, name)
+        options = {**INNER, **inner} if issubclass(kind, tmr.meta.GradientLearner) else {"contrast": INNER["contrast"]}
+        learner = kind(model, seed=seed, **options)
     learner.compile(optimizer=optimizer, run_eagerly=name == LOOP)
     return learner
 

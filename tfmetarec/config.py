@@ -57,12 +57,14 @@ class ModelConfig(_Section):
 
 class MetaConfig(_Section):
     algorithm: str = Field("maml", description="File name of a learner, e.g. maml, anil, reptile, fine_tuning.")
-    inner_steps: int = Field(3, ge=1, description="Gradient steps on the support, of learners that take such steps.")
+    inner_steps: int = Field(
+        3, ge=1, description="Gradient steps on the support, of learners that take gradient steps."
+    )
     inner_learning_rate: float = Field(
         2.0, gt=0, description="Step size on the support, of learners that take gradient steps."
     )
     shrinkage: float = Field(
-        20.0, ge=0, description="Interactions that speak for the starting point, of learners that have it."
+        20.0, ge=0, description="Interactions that speak for the starting point, of learners that take gradient steps."
     )
     contrast: int = Field(2048, ge=1, description="Catalogue items that a positive support is contrasted with.")
     rival: str | None = Field("fine_tuning", description="A second learner, trained the same way to compare with.")

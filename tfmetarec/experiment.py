@@ -30,14 +30,14 @@ from tfmetarec import data, evaluation, export, tasks
 from tfmetarec.config import Config, ConfigError, load
 from tfmetarec.data.whole_file import write_whole
 from tfmetarec.evaluation.validation import MONITORS
-from tfmetarec.meta import Checkpoint, MetaLearner
+from tfmetarec.meta import Checkpoint, GradientLearner, MetaLearner
 
-# For the learners that take them: one file of settings serves to compare learners of every kind.
+# For learners that take gradient steps: one file of settings serves to compare learners of every kind.
 INNER = ("inner_steps", "inner_learning_rate", "shrinkage")
 # Arguments that `build_learner` gives itself, so that nobody can give them among the options.
 _GIVEN = {
     "model": ("vocabulary", "embedding_dim", "dropout", "id_dropout", "seed"),
-    "meta": ("model", "vocabulary", "inner_steps", "inner_learning_rate", "shrinkage", "contrast", "seed"),
+    "meta": ("model", "vocabulary", "contrast", "seed"),
 }
 PACKAGES = ("tfmetarec", "tensorflow", "keras", "tensorflow-recommenders", "numpy", "polars", "implicit")
 
@@ -118,7 +118,7 @@ def build_learner(config: Config, vocabulary: data.Vocabulary, algorithm: str | 
     meta = config.meta
     options = {} if algorithm else meta.options
     kind = find("meta", algorithm or meta.algorithm)
-    inner = {name: getattr(meta, name) for name in INNER if name in _parameters(kind)}
+    inner = {name: getattr(meta, name) for name in INNER} if issubclass(kind, GradientLearner) else {}
     with _naming_options("meta.options", options):
         learner = kind(model, **inner, contrast=meta.contrast, seed=config.seed, **options)
     training = config.training
@@ -280,7 +280,8 @@ def _naming_options(path: str, options: dict[str, Any]) -> Iterator[None]:
 
 def _check_options(section: str, found: Any, options: dict[str, Any]) -> None:
     """Refuses options that a model or learner does not take, or that have a key of their own."""
-    known = [name for name in _parameters(found) if name not in _GIVEN[section]]
+    given = {*_GIVEN[section], *(INNER if issubclass(found, GradientLearner) else ())}
+    known = [name for name in _parameters(found) if name not in given]
     for option in options:
         if option in known:
             continue

@@ -215,6 +215,8 @@ CASES = {
 }
 CASES["mask behind what adapts"] = (with_mask, None, 4)
 CASES["columns"] = (as_columns, None, 2)
+
+
 def cases():
     for name, engine in itertools.product(CASES, ("auto", "vectorized")):
         yield pytest.param(*CASES[name], engine, id=f"{name}-{engine}")

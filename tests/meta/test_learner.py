@@ -151,12 +151,17 @@ def test_calling_a_learner_scores_the_query_after_adapting(maml, explicit, first
     np.testing.assert_allclose(tf.function(maml, autograph=False)(episode), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_support_without_any_room_is_the_starting_point(maml, explicit, first_batch):
-    support = first_batch(explicit.episodes).support
-    empty = tf.nest.map_structure(lambda value: value[:, :0] if value.ndim > 1 else value, support)
-    empty = Support(support.user, empty.item, empty.label, np.zeros(6, np.int32))
-    for weight, start in zip(maml.adapt(empty).weights, maml.starting_weights(1), strict=True):
-        np.testing.assert_array_equal(weight, np.broadcast_to(start, weight.shape))
+@pytest.mark.parametrize("kind", ["two_tower", "ranker", "own"])
+def test_a_support_without_any_room_is_the_starting_point(explicit, own_model, first_batch, kind):
+    vocabulary = explicit.vocabulary
+    made = {"two_tower": TwoTower, "ranker": Ranker, "own": own_model}[kind](vocabulary)
+    for engine in ("auto", "vectorized"):
+        learner = MAML(made, vocabulary=vocabulary, engine=engine)
+        support = first_batch(explicit.episodes).support
+        empty = tf.nest.map_structure(lambda value: value[:, :0] if value.ndim > 1 else value, support)
+        empty = Support(support.user, empty.item, empty.label, np.zeros(6, np.int32))
+        for weight, start in zip(learner.adapt(empty).weights, learner.starting_weights(1), strict=True):
+            np.testing.assert_array_equal(weight, np.broadcast_to(start, weight.shape))
 
 
 def test_scoring_needs_candidates(maml, explicit, first_batch):

@@ -91,7 +91,7 @@ class Whole:
             user: encoded user(s) with leading dimension 1 or `R`.
             item: encoded items with leading dimension 1 or `R`.
         """
-        rows = tf.maximum(tf.shape(user["user_id"])[0], tf.shape(item["item_id"])[0])
+        rows = _broadcast([user["user_id"], item["item_id"]], 0)
         features = {}
         for value in (user, item):
             for name, feature in value.items():
@@ -234,7 +234,7 @@ class GraphCut(Whole):
 
     def score(self, values: Values, user: Any, item: Any) -> tf.Tensor:
         sides = {**user, **item}
-        rows = tf.reduce_max(tf.stack([tf.shape(value)[0] for value in sides.values()]))
+        rows = _broadcast(list(sides.values()), 0)
         flat = []
         for place in range(len(self._border)):
             value = sides[str(place)]
@@ -248,8 +248,7 @@ class GraphCut(Whole):
         ranks = {str(place): len(tensor.shape) - 1 for place, tensor in enumerate(self._border)} | {"rows": 0}
         # (T, R, ...) where rows are a task's own, (R, ...) where they are common to all.
         wide = {name: value if value.shape.rank - ranks[name] == 2 else value[None] for name, value in sides.items()}
-        tasks = _largest([value.shape[0] for value in wide.values()], [tf.shape(v)[0] for v in wide.values()])
-        rows = _largest([value.shape[1] for value in wide.values()], [tf.shape(v)[1] for v in wide.values()])
+        tasks, rows = (_broadcast(list(wide.values()), axis) for axis in (0, 1))
         flat = []
         for place in range(len(self._border)):
             value = wide[str(place)]
@@ -270,11 +269,13 @@ class GraphCut(Whole):
         return tf.reshape(score, (tasks, rows))
 
 
-def _largest(static: list[int | None], dynamic: list[tf.Tensor]) -> Any:
-    """The dimension that others of size 1 are broadcast to, as a number where it is known."""
+def _broadcast(values: list[tf.Tensor], axis: int) -> Any:
+    """The size of a dimension to which those of size 1 are broadcast, as a number where it is known."""
+    static = [value.shape[axis] for value in values]
     if None not in static:
-        return max(static)  # type: ignore[type-var]
-    return tf.reduce_max(tf.stack(dynamic))
+        return next((size for size in static if size != 1), 1)
+    sizes = tf.stack([tf.shape(value)[axis] for value in values])
+    return tf.where(tf.reduce_min(sizes) == 0, 0, tf.reduce_max(sizes))
 
 
 def _run(graph: keras.Function, inputs: Any, run: Callable[[Any], Callable]) -> Any:

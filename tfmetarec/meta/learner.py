@@ -142,7 +142,7 @@ class MetaLearner(keras.Model):
         Raises:
             ValueError: if a label within the support is not finite (checked outside a graph).
         """
-        support = _tensors(support)
+        support = _with_room(_tensors(support))
         if tf.executing_eagerly() and negatives is None:
             self._check_labels(support)
             return AdaptedState(*self._run_graph(self._adapt, support))
@@ -609,6 +609,18 @@ def _sides(vocabulary: Vocabulary | None) -> dict[str, str]:
         return {}
     of = {spec.name: side for side in ("user", "item") for spec in getattr(specs, side)}
     return {**of, **{f"{name}_length": side for name, side in of.items()}}
+
+
+def _with_room(support: Support) -> Support:
+    """A support of no rows at all as one of a row of padding, since `tf.vectorized_map` cannot do with none."""
+    if support.label.shape[1] != 0:
+        return support
+
+    def padded(value: tf.Tensor) -> tf.Tensor:
+        return tf.pad(value, [[0, 0], [0, 1], *[[0, 0]] * (value.shape.rank - 2)])
+
+    user, item = (side if is_shared(side) else tf.nest.map_structure(padded, side) for side in support[:2])
+    return Support(user, item, padded(support.label), support.length)
 
 
 def _joined(variable: keras.Variable, *gradients: Any) -> Any:

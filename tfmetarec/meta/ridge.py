@@ -17,32 +17,34 @@ LEARNED = ("regularization", "level_regularization", "unobserved", "scale")
 class Ridge(MetaLearner):
     """Fits the last layer to a user's support exactly: one small linear system in place of gradient steps.
 
-    A score is `start + phi . change`, with `phi` the inputs of the model's last layer (the item vector of a `TwoTower`)
-    and a 1 for its bias, the user's level. Of ratings, `change` is the ridge regression of what the starting point did
-    not foresee,
+    A score is `start + phi . change`, with `phi` the inputs of the model's last layer (the item vector of a
+    `TwoTower`) and a 1 for its bias, the user's level. Of ratings, `change` is the ridge regression of what the
+    starting point did not foresee,
 
         change = argmin sum_s (label_s - start_s - phi_s . change)^2 + R(change),
-        R(change) = regularization * |change of the vector|^2 + level_regularization * (change of the level)^2.
+        R(change) = regularization * |change of the vector|^2 + level_regularization * (change of the level)^2,
 
-    With implicit feedback it is the fold-in of ALS, where everything that was not bought counts:
+    whatever loss the outer loop has. With implicit feedback it is the fold-in of ALS, where everything that was not
+    bought counts:
 
-        d = argmin sum_s (1 - phi_s . d)^2 + unobserved * mean over all items of (phi . d)^2 + R(d),    change = scale * d.
+        d = argmin sum_s (1 - phi_s . d)^2 + unobserved * mean over all items of (phi . d)^2 + R(d),
+        change = scale * d.
 
     The mean is a Gram matrix of the items, for a `TwoTower` the same one for all users. It is estimated from the
     negatives, each weighing one over how often it was expected to be drawn, and exact where they are the whole
-    catalogue. A user's own items are in it as they are in the catalogue: weighing an interaction `1 + unobserved / items`
-    instead, and leaving them out, gives the same `d` but for its length, which is what `scale` is for. Targets of 1 and 0
+    catalogue. A user's own items are in it like all others: to leave them out, and weigh an interaction
+    `1 + unobserved / items`, gives the same `d` but for its length, which is what `scale` is for. Targets of 1 and 0
     are of another unit than scores before a softmax, so the starting point, popularity included, is no part of this
     regression but what it is added to.
 
     The outer loop learns what makes such a fit good: item vectors, starting point, and the four numbers above, as
-    logarithms. Its gradient passes through the solution, of an `S x S` system or of a `(D + 1) x (D + 1)`
-    one, whichever is smaller. Without support `change` is exactly 0.
+    logarithms. Its gradient passes through the solution, of an `S x S` system or of a `(D + 1) x (D + 1)` one,
+    whichever is smaller. Without support `change` is exactly 0.
 
     Args:
-        model: `keras.Model`, built: a `TwoTower` or `Ranker` with linear activation, or a functional model over a dict of
-            features that ends in a linear `Dense(1)`. Only that layer adapts (of a `TwoTower`, the user's own vector
-            and level).
+        model: `keras.Model`, built: a `TwoTower` or `Ranker` with linear activation, or a functional model over a
+            dict of features that ends in a linear `Dense(1)`. Only that layer adapts (of a `TwoTower`, the user's own
+            vector and level).
         regularization: float, greater than 0. Where it starts, in interactions. Defaults to 1.
         level_regularization: float, greater than 0. The same for the level. Defaults to 1.
         unobserved: float, greater than 0. Implicit feedback: where the weight of the whole catalogue starts, in
@@ -119,9 +121,9 @@ class Ridge(MetaLearner):
     def _gram(self, user: Any, negatives: EncodedNegatives) -> tf.Tensor:
         """The mean of `phi phi^T` over all items, `(D + 1, D + 1)`; `(T, D + 1, D + 1)` where `phi` differs by task.
 
-        What was drawn stands for one over its expected draws, and a mean divides by the sum of that: which is the number
-        of items, known or not. Weights of the negatives are left aside, as a user's own items are items too: with them
-        training, where they hide the query as well, would differ from what is served.
+        What was drawn stands for one over its expected draws, and a mean divides by the sum of that: on average the
+        number of items, known or not. Weights of the negatives are left aside, as a user's own items are items too:
+        with them training, where they hide the query as well, would differ from what is served.
         """
         phi, _ = self._last.features(self._cut, user, negatives.item)
         share = tf.nn.softmax(-tf.cast(negatives.log_expected, phi.dtype))
@@ -144,8 +146,8 @@ def solve(phi: tf.Tensor, target: tf.Tensor, weight: tf.Tensor, penalty: tf.Tens
     With `A` the rows `phi`, each times the root of its weight, `(penalty + A^T A)^-1 A^T` is `Z (I + A Z)^-1`
     with `Z = penalty^-1 A^T` (the Woodbury identity): fewer rows than dimensions are solved for among themselves.
 
-    In double precision, whatever comes in: in single, two equal rows under a small penalty leave no digit right, and the
-    factor holds NaN. Measured, it costs a tenth more of a system with few rows, and is twice as dear with many.
+    In double precision, whatever comes in: in single, equal rows under a small penalty leave no digit right, or NaN.
+    Measured, that costs a tenth more with few rows, and twice as much with many.
 
     Args:
         phi: `(T, S, D)`.

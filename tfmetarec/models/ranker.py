@@ -59,7 +59,8 @@ class DecisionLayers(keras.layers.Layer):
             item = item[None]
         vector, bias = item[..., :-1], item[..., -1]
         if user.shape[:-1] != vector.shape[:-1]:
-            leading = [ops.maximum(ops.shape(user)[axis], ops.shape(item)[axis]) for axis in range(len(user.shape) - 1)]
+            sizes = zip(ops.shape(user)[:-1], ops.shape(item)[:-1], strict=True)
+            leading = [b if isinstance(a, int) and a == 1 else a for a, b in sizes]  # No rows are fewer than one.
             user = ops.broadcast_to(user, (*leading, self.user_width))
             vector = ops.broadcast_to(vector, (*leading, self.item_width - 1))
         scores = self.tower(ops.concatenate([user, vector], axis=-1), apply=apply)[..., 0] + bias
