@@ -43,7 +43,7 @@ def test_the_model_of_ones_own_is_trained_in_twenty_lines() -> None:
     exec(compile(code.replace("epochs=5", "epochs=2, verbose=0"), "README.md", "exec"), names)
     history = names["learner"].history.history["loss"]
     assert history[-1] < history[0]
-    assert [variable.path for variable in names["learner"].adapted_variables][0].endswith("kernel")
+    assert names["learner"].adapted_variables[0].path.endswith("kernel")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").rglob("*.md")), ids=lambda path: path.name)
