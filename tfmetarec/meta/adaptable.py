@@ -24,7 +24,7 @@ def cut(model: keras.Model, adapted: str | None, sides: dict[str, str] | None = 
     nothing that adapts is encoded once for all rows. Any other model runs whole for every task.
 
     Encoders run in training mode in training; the part that adapts runs in inference mode unless a learner
-    asks for dropout.
+    asks for dropout, and so does batch normalisation anywhere.
 
     Args:
         model: `keras.Model`, built. Maps a dict of `(R, ...)` features to `(R, 1)` scores.
@@ -62,6 +62,11 @@ class Whole:
     def __init__(self, model: keras.Model, variables: list[keras.Variable]):
         self.model = self.inner = model
         self.variables = variables
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether the inner part can run in training mode, and does something else then."""
+        return False
 
     @property
     def inner_variables(self) -> list[keras.Variable]:
@@ -117,6 +122,10 @@ class HeadCut(Whole):
     def dense_layers(self) -> list[keras.layers.Dense] | None:
         return _dense_owners(self.inner._flatten_layers(), self.variables) if self.takes_apply else None
 
+    @property
+    def has_dropout(self) -> bool:
+        return self.inner._call_has_training_arg
+
     def encode_user(self, features: Features, training: bool) -> Any:
         return self.model.encode_user(features, training=training)
 
@@ -169,6 +178,9 @@ class GraphCut(Whole):
 
     def __init__(self, model: keras.Model, variables: list[keras.Variable], sides: dict[str, str]):
         super().__init__(model, variables)
+        shapes = [tuple(output.shape) for output in model.outputs]
+        if len(shapes) != 1 or shapes[0][1:] not in ((1,), ()):
+            raise ValueError(f"`model` must have one output of shape (batch, 1). Received: {shapes}")
         names = {id(tensor): name for name, tensor in model._inputs_struct.items()}
         side_of = {key: sides.get(name, name) for key, name in names.items()}
         moving = _ids(variables)
@@ -199,8 +211,13 @@ class GraphCut(Whole):
                 self._encoders[side] = (inputs, made, keras.Function(inputs, made))
             for place, tensor in made.items():
                 operations = keras.Function(inputs, tensor).operations
-                if any(getattr(operation, "trainable_variables", ()) for operation in operations):
+                if any(getattr(operation, "variables", ()) for operation in operations):  # Frozen ones may thaw.
                     self._learned.add(place)
+
+    @property
+    def has_dropout(self) -> bool:
+        modes = [layer for layer in self._layers if layer._call_has_training_arg]
+        return any(not isinstance(layer, keras.layers.BatchNormalization) for layer in modes)
 
     @property
     def inner_variables(self) -> list[keras.Variable]:
@@ -232,8 +249,18 @@ class GraphCut(Whole):
     def learned(self, encoded: Any) -> list[tf.Tensor]:
         return [tensor for place, tensor in encoded.items() if place in self._learned and tensor.dtype.is_floating]
 
-    def score(self, values: Values, user: Any, item: Any) -> tf.Tensor:
+    def _sides(self, user: Any, item: Any) -> dict[str, tf.Tensor]:
+        """Both sides, with all that the graph needs."""
         sides = {**user, **item}
+        if any(str(place) not in sides for place in range(len(self._border))):
+            raise ValueError(
+                f"`model` takes {', '.join(map(repr, self.model._inputs_struct))}, and the features of users and items "
+                "lack at least one of them."
+            )
+        return sides
+
+    def score(self, values: Values, user: Any, item: Any) -> tf.Tensor:
+        sides = self._sides(user, item)
         rows = _broadcast(list(sides.values()), 0)
         flat = []
         for place in range(len(self._border)):
@@ -244,7 +271,7 @@ class GraphCut(Whole):
         return tf.reshape(score, [-1])
 
     def score_all(self, apply: Apply, user: Any, item: Any, training: bool = False) -> tf.Tensor:
-        sides = {**user, **item}
+        sides = self._sides(user, item)
         ranks = {str(place): len(tensor.shape) - 1 for place, tensor in enumerate(self._border)} | {"rows": 0}
         # (T, R, ...) where rows are a task's own, (R, ...) where they are common to all.
         wide = {name: value if value.shape.rank - ranks[name] == 2 else value[None] for name, value in sides.items()}
@@ -284,9 +311,13 @@ def _run(graph: keras.Function, inputs: Any, run: Callable[[Any], Callable]) -> 
 
 
 def _in_mode(operation: Any, training: bool) -> Callable:
-    """An operation in training or inference mode, if it tells them apart."""
+    """An operation in training or inference mode, if it tells them apart.
+
+    Batch normalisation always infers: in training it would mix tasks, and padding with rows.
+    """
     if not getattr(operation, "_call_has_training_arg", False):
         return operation
+    training = training and not isinstance(operation, keras.layers.BatchNormalization)
     return lambda *inputs, **options: operation(*inputs, **{**options, "training": training})
 
 
@@ -312,7 +343,10 @@ def _choose(layer: keras.layers.Layer, adapted: str | None) -> list[keras.Variab
         own = _ids(min(owners, key=lambda part: len(part.trainable_variables)).trainable_variables)
         chosen = [variable for variable in chosen if (id(variable) in own) == (adapted == "last")]
     elif adapted is not None:
-        chosen = [variable for variable in variables if re.search(adapted, variable.path)]
+        try:
+            chosen = [variable for variable in variables if re.search(adapted, variable.path)]
+        except re.error as error:
+            raise ValueError(f"`adapted` must be a regular expression ({error}). Received: {adapted!r}") from error
     if not chosen:
         paths = ", ".join(variable.path for variable in variables)
         raise ValueError(f"`adapted` must match at least one trainable variable of: {paths}. Received: {adapted!r}")

@@ -17,6 +17,9 @@ class BOIL(GradientLearner):
 
     Args: as `MAML`, with `adapted="body"` by default.
 
+    Raises:
+        ValueError: if a `TwoTower` has no hidden layers on the user side.
+
     Reference: [Oh et al., 2021](https://arxiv.org/abs/2008.08882), section 3.
     """
 
@@ -24,3 +27,5 @@ class BOIL(GradientLearner):
 
     def __init__(self, model: keras.Model, *, adapted: str | None = "body", **options: Any):
         super().__init__(model, adapted=adapted, **options)
+        if all(variable.path.endswith("level/kernel") for variable in self.adapted_variables):
+            raise ValueError("BOIL needs a part that adapts with at least two layers: give the TwoTower `user_hidden`.")

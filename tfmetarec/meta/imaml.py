@@ -85,10 +85,12 @@ class IMAML(GradientLearner):
         solution = [r / self.proximal for r in right]
         residual = [r - p for r, p in zip(right, times(solution), strict=True)]
         direction, squared = residual, _dot(residual, residual)
+        going = tf.ones_like(squared, tf.bool)
         for _ in range(self.solver_steps):
             product = times(direction)
             curvature = _dot(direction, product)
-            step = tf.where(curvature > 0, tf.math.divide_no_nan(squared, curvature), tf.zeros_like(squared))
+            going &= curvature > 0
+            step = tf.where(going, tf.math.divide_no_nan(squared, curvature), tf.zeros_like(squared))
             solution = _moved(solution, step, direction)
             residual = _moved(residual, -step, product)
             before, squared = squared, _dot(residual, residual)

@@ -86,6 +86,11 @@ class GradientLearner(MetaLearner):
                 "`inner_dropout` needs the engine of models of which only Dense layers adapt: under "
                 f"`tf.vectorized_map` all tasks would drop the same. Received: {type(model).__name__}"
             )
+        if inner_dropout and not self._cut.has_dropout:
+            raise ValueError(
+                "`inner_dropout` needs dropout among the layers that run under tasks' own weights. "
+                f"Received: {type(model).__name__}"
+            )
         if inner_dropout and recompute:
             raise ValueError(
                 "`inner_dropout` and `recompute` exclude each other: a step repeated drops something else."
@@ -95,7 +100,7 @@ class GradientLearner(MetaLearner):
         self.shrinkage, self.inner_clipnorm = shrinkage, inner_clipnorm
         self.inner_loss = None if inner_loss is None else losses.resolve(inner_loss, self.feedback)
         self.inner_dropout, self.recompute = inner_dropout, recompute
-        self._fixed_rates = self._initial_rates()
+        self._initial_rates()  # Refuses what cannot be.
         self._log_rates: list[list[keras.Variable]] = self._build_rates()
 
     # -- inner learning rates ------------------------------------------------------------------------------
@@ -105,7 +110,7 @@ class GradientLearner(MetaLearner):
         given, variables = self.inner_learning_rate, self._cut.variables
         by_pattern = given if isinstance(given, dict) else {"": given}
         for pattern, rate in by_pattern.items():
-            if not (rate > 0 and np.isfinite(rate)):
+            if not (isinstance(rate, int | float) and 0 < rate < np.inf):
                 raise ValueError(
                     f"`inner_learning_rate` must be greater than 0 and finite. Received: inner_learning_rate={given}"
                 )
@@ -133,7 +138,7 @@ class GradientLearner(MetaLearner):
         for step in range(self.inner_steps if self.rate_per_step else 1):
             made: dict[Any, keras.Variable] = {}
             row = []
-            for variable, rate in zip(self._cut.variables, self._fixed_rates, strict=True):
+            for variable, rate in zip(self._cut.variables, self._initial_rates(), strict=True):
                 # Variables that start with different rates never share one.
                 group = {"scalar": rate, "layer": (owner[id(variable)], rate), "parameter": id(variable)}[
                     self.learned_rate
@@ -152,7 +157,9 @@ class GradientLearner(MetaLearner):
     def inner_rates(self, step: int) -> list[tf.Tensor]:
         """The rate of each adapted variable at one step: scalars, or tensors of the variables' shapes."""
         if self.learned_rate is None:
-            return [tf.constant(rate, v.dtype) for rate, v in zip(self._fixed_rates, self._cut.variables, strict=True)]
+            return [
+                tf.constant(rate, v.dtype) for rate, v in zip(self._initial_rates(), self._cut.variables, strict=True)
+            ]
         row = self._log_rates[min(step, len(self._log_rates) - 1)]
         return [tf.exp(tf.convert_to_tensor(log_rate.value)) for log_rate in row]
 

@@ -1,5 +1,7 @@
 """What every algorithm shares: adapting many tasks at once, scoring, and living inside Keras."""
 
+import functools
+import inspect
 from typing import Any, NamedTuple
 
 import keras
@@ -73,6 +75,7 @@ class MetaLearner(keras.Model):
     """
 
     amortised = False  # Whether all of adapting is learned, so that it lowers no loss before training.
+    suits_xla = True  # Whether XLA makes what happens under tasks' own weights faster, where the model allows it.
 
     def __init__(
         self,
@@ -423,24 +426,27 @@ class MetaLearner(keras.Model):
             metrics: list of Keras metrics of query labels and scores after adapting, padding left out.
             weighted_metrics: the same; here all metrics are weighted, by 0 for padding.
             jit_compile: "auto" compiles with XLA what happens under tasks' own weights, where that pays: where only
-                Dense layers adapt and sampled negatives, if any, meet them in a dot product; of a model without
-                embedding tables the whole training step. `True` compiles that of any model, `False` nothing.
-                Adapting, and an exported model, never are.
+                Dense layers adapt and sampled negatives, if any, meet them in a dot product. `True` compiles the
+                whole training step, `False` nothing. Adapting, and an exported model, never are.
         """
         for name, given in (("metrics", metrics), ("weighted_metrics", weighted_metrics)):
             if not isinstance(given, list | tuple | None):
                 raise ValueError(f"`{name}` must be a list of Keras metrics. Received: {name}={given!r}")
         # Keras gives sample weights to its weighted metrics alone, and without them padding would count.
         weighted = [*(metrics or ()), *(weighted_metrics or ())] or None
-        if keras.config.dtype_policy().compute_dtype == "float16":
+        if any(layer.compute_dtype == "float16" for layer in self.model._flatten_layers()):
             raise ValueError("a meta-learner does not scale its loss, so it cannot train in float16. Take bfloat16.")
         self._jit_compile = jit_compile
         optimizer = keras.optimizers.get(optimizer) if optimizer is not None else None
-        if optimizer is not None and not optimizer.built and optimizer.weight_decay is not None:
-            # What is learned as a logarithm is a positive number of the algorithm; decay would pull it towards 1.
-            optimizer.exclude_from_weight_decay(var_list=[v for v in self._own_variables if v.name.startswith("log_")])
-        super().compile(optimizer=optimizer, weighted_metrics=weighted, jit_compile=jit_compile is True, **kwargs)
-        self._compiled = self._what_to_compile() if jit_compile == "auto" and not self.run_eagerly else None
+        logarithms = [variable for variable in self._own_variables if variable.name.startswith("log_")]
+        if logarithms and optimizer is not None and optimizer.weight_decay is not None:
+            # A positive number of the algorithm's own, which decay would pull towards 1. Keras's method for this
+            # would forget what the user has excluded.
+            excluded = getattr(optimizer, "_exclude_from_weight_decay", None) or ()
+            optimizer._exclude_from_weight_decay = {*excluded, *map(optimizer._var_key, logarithms)}
+        super().compile(optimizer=optimizer, weighted_metrics=weighted, jit_compile=False, **kwargs)
+        parts = {True: "step", "auto": "inner" if isinstance(self._path, Dense) and self.suits_xla else None}
+        self._compiled = None if self.run_eagerly else parts.get(jit_compile)
         if self.optimizer is not None and not self.optimizer.built:
             # Left to the first step, it would be built inside that step's graph, which is then traced twice.
             self.optimizer.build(self.trainable_variables)
@@ -449,8 +455,9 @@ class MetaLearner(keras.Model):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if not name.startswith("_") and "_graphs" in self.__dict__:
-            self._graphs.clear()  # They hold the settings with which they were traced.
+        if "_graphs" in self.__dict__ and name in _settings(type(self)):  # type: ignore[arg-type]
+            self._graphs.clear()  # They hold the settings with which they were traced, and so do Keras's own.
+            self.train_function = self.test_function = self.predict_function = None
 
     def get_compile_config(self) -> dict[str, Any]:
         config = super().get_compile_config() or {}
@@ -485,13 +492,6 @@ class MetaLearner(keras.Model):
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         return loss, scores
 
-    def _what_to_compile(self) -> str | None:
-        """ "step" where no table is in the way, "inner" for what happens under tasks' own weights, or nothing."""
-        if not isinstance(self._path, Dense):
-            return None
-        tables = any(isinstance(layer, keras.layers.Embedding) for layer in self.model._flatten_layers())
-        return "inner" if tables or self.distribute_strategy is not None else "step"
-
     def _with_xla(self, function: Any, *inputs: Any) -> Any:
         key = (function.__name__, "xla")
         if key not in self._graphs:
@@ -517,9 +517,11 @@ class MetaLearner(keras.Model):
         self.loss_tracker.update_state(loss)
         if self._compile_metrics is not None:
             query = episode.query
-            real = tf.cast(tf.range(tf.shape(query.label)[1]) < query.length[:, None], tf.float32)
-            label, score = tf.reshape(query.label, [-1, 1]), tf.reshape(scores, [-1, 1])
-            self._compile_metrics.update_state(label, score, sample_weight=tf.reshape(real, [-1]))
+            label, real = self.evidence(query.label, query.length)
+            weight = tf.reshape(tf.cast(real, tf.float32), [-1])
+            self._compile_metrics.update_state(
+                tf.reshape(label, [-1, 1]), tf.reshape(scores, [-1, 1]), sample_weight=weight
+            )
         return self.get_metrics_result()
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
@@ -602,6 +604,13 @@ def is_shared(features: Features) -> bool:
     return features["user_id" if "user_id" in features else "item_id"].shape.rank == 1
 
 
+@functools.cache
+def _settings(kind: type) -> frozenset[str]:
+    """What a learner's constructor takes."""
+    makers = [vars(base)["__init__"] for base in kind.__mro__ if "__init__" in vars(base) and base is not object]
+    return frozenset(name for maker in makers for name in inspect.signature(maker).parameters)
+
+
 def _sides(vocabulary: Vocabulary | None) -> dict[str, str]:
     """The side of each feature that a vocabulary knows, by the name that the feature has in a batch."""
     specs = getattr(vocabulary, "specs", None)
@@ -642,6 +651,9 @@ def _tensors(structure: Any) -> Any:
 
 
 def _episode(data: Any) -> Episode:
+    # `train_on_batch` and its like hand over inputs, targets and weights.
+    if isinstance(data, tuple) and not isinstance(data, Episode) and all(rest is None for rest in data[1:]):
+        data = data[0] if data else data
     if not isinstance(data, Episode):
         raise TypeError(f"a meta-learner trains on episodes, see `tfmetarec.tasks`. Received: {type(data).__name__}")
     return data

@@ -296,15 +296,19 @@ class Dense:
         return apply
 
     def _find_first(self, rows: TaskRows, weights: Weights) -> frozenset[int | None]:
-        """The kernels whose inputs do not depend on anything that adapts: no derivative leads there."""
+        """The kernels whose inputs no adapted layer has a part in: the graph is walked back from them."""
         taps: list[_Tap] = []
-        with tf.GradientTape(persistent=True) as tape:
-            self.cut.score_all(self._layers(weights, tape, taps), rows.user, rows.item)
-        dependent = set()
-        for place, tap in enumerate(taps):
-            before = [earlier.outputs for earlier in taps[:place]]
-            if before and any(slope is not None for slope in tape.gradient(tap.inputs, before)):
-                dependent.add(self._places[id(tap.layer)][0])
+
+        def run(weights: Weights, user: Any, item: Any) -> tf.Tensor:
+            with tf.GradientTape() as tape:
+                return self.cut.score_all(self._layers(weights, tape, taps), user, item)
+
+        tf.function(run, autograph=False).get_concrete_function(weights, rows.user, rows.item)
+        dependent = {
+            self._places[id(tap.layer)][0]
+            for place, tap in enumerate(taps)
+            if _depends(tap.inputs, [earlier.outputs for earlier in taps[:place]])
+        }
         found = {id(tap.layer) for tap in taps}
         for key, places in self._places.items():
             if key not in found and any(place is not None for place in places):
@@ -398,6 +402,19 @@ class _Gradient(NamedTuple):
 
 def _sum(*numbers: int | None) -> int | None:
     return None if None in numbers else sum(numbers)  # type: ignore[arg-type]
+
+
+def _depends(tensor: tf.Tensor, on: list[tf.Tensor]) -> bool:
+    """Whether any of some tensors has a part in the value of `tensor`, which need not mean that it has a derivative."""
+    wanted, seen, stack = {id(other.op) for other in on}, set(), [tensor.op]
+    while stack:
+        operation = stack.pop()
+        if id(operation) in wanted:
+            return True
+        if id(operation) not in seen:
+            seen.add(id(operation))
+            stack += [source.op for source in operation.inputs]
+    return False
 
 
 def _joined(parts: Any) -> tf.Tensor:
