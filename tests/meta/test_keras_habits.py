@@ -132,3 +132,15 @@ def test_a_feature_that_the_batch_lacks_is_named(explicit, first_batch):
     learner = MAML(keras.Model(inputs, dense(1)(keras.layers.Concatenate()([vector, inputs["colour"]]))))
     with pytest.raises(ValueError, match="`model` takes 'item_id', 'colour', and the features of users and items lack"):
         learner.adapt(first_batch(explicit.episodes).support)
+
+
+@pytest.mark.parametrize("jit_compile", ["auto", True])
+def test_nothing_is_compiled_again_while_shapes_repeat(explicit, jit_compile):
+    item = keras.Input((), dtype="float32", name="price")
+    model = keras.Model({"price": item}, dense(1)(keras.layers.Reshape((1,))(item)))
+    learner = MAML(model)
+    learner.compile("sgd", jit_compile=jit_compile)
+    learner.fit(explicit.episodes, epochs=3, verbose=0)
+    ((key, compiled),) = ((key, graph) for key, graph in learner._graphs.items() if key[1] == "xla")
+    assert key[0] == ("_solve" if jit_compile == "auto" else "_outer_step")
+    assert compiled.experimental_get_tracing_count() == 1
