@@ -47,7 +47,7 @@ def example(kind):
         "loss": "mean_squared_error",
     }
     if issubclass(kind, MetaLearner):
-        filled["model"] = tmr.models.TwoTower(SPECS, 3)
+        filled["model"] = tmr.models.TwoTower(SPECS, 3, user_hidden=(3,))
     required = {
         name: filled[name]
         for name, parameter in inspect.signature(kind).parameters.items()
