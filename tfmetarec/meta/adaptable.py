@@ -41,10 +41,20 @@ def cut(model: keras.Model, adapted: str | None, sides: dict[str, str] | None = 
     if all(hasattr(model, name) for name in ("encode_user", "encode_item", "head")):
         return HeadCut(model, _choose(model.head, adapted))
     chosen = _choose(model, adapted)
-    is_graph = isinstance(model, Functional) and type(model).call is Functional.call
-    if is_graph and isinstance(model._inputs_struct, dict):
+    if is_graph(model):
         return GraphCut(model, chosen, sides or {})
     return Whole(model, chosen)
+
+
+def is_graph(model: keras.Model) -> bool:
+    """Whether a model is functional, over a dict of features, and runs as its graph says."""
+    functional = isinstance(model, Functional) and type(model).call is Functional.call
+    return functional and isinstance(model._inputs_struct, dict)
+
+
+def is_plain_dense(layer: Any) -> bool:
+    """Whether a layer is Keras's own Dense, and multiplies by its own kernel."""
+    return type(layer) is keras.layers.Dense and not layer.lora_enabled and layer.quantization_mode is None
 
 
 class Whole:
@@ -324,8 +334,7 @@ def _in_mode(operation: Any, training: bool) -> Callable:
 def _dense_owners(
     layers: Iterable[keras.layers.Layer], variables: list[keras.Variable]
 ) -> list[keras.layers.Dense] | None:
-    dense = [layer for layer in layers if type(layer) is keras.layers.Dense]
-    dense = [layer for layer in dense if not layer.lora_enabled and layer.quantization_mode is None]
+    dense = [layer for layer in layers if is_plain_dense(layer)]
     owned = {key for layer in dense for key in _ids(layer.trainable_variables)}
     return dense if _ids(variables) <= owned else None
 

@@ -5,9 +5,8 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.models.functional import Functional
 
-from tfmetarec.meta.adaptable import GraphCut, HeadCut
+from tfmetarec.meta.adaptable import GraphCut, HeadCut, is_graph, is_plain_dense
 from tfmetarec.models.ranker import DecisionLayers
 from tfmetarec.models.two_tower import UserTower
 
@@ -81,12 +80,9 @@ def _last_dense(model: keras.Model) -> keras.layers.Dense:
     layer: Any = None
     if isinstance(head, UserTower | DecisionLayers):
         layer = head.tower.dense[-1] if head.activation == "linear" else None
-    elif (
-        isinstance(model, Functional) and type(model).call is Functional.call and isinstance(model._inputs_struct, dict)
-    ):
+    elif is_graph(model):
         layer = model.outputs[0]._keras_history.operation
-    plain = type(layer) is keras.layers.Dense and not layer.lora_enabled and layer.quantization_mode is None
-    if not plain or layer.activation is not keras.activations.linear or layer.bias is None:
+    if not is_plain_dense(layer) or layer.activation is not keras.activations.linear or layer.bias is None:
         raise ValueError(
             "`model` must be linear in its last layer: a TwoTower or Ranker with activation='linear', or a functional "
             "model over a dict of features that ends in a linear Dense(1) with a bias. "
