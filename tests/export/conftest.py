@@ -34,6 +34,8 @@ def _shop(feedback):
             "item_id": items,
             "price": rng.uniform(1, 9, N_ITEMS),
             "blurb": [" ".join(words[3 * n : 3 * n + 4]) for n in range(N_ITEMS)],
+            "shelf": [("high", "low", "middle")[n % 3] for n in range(N_ITEMS)],
+            "marks": [[[], ["new"], ["new", "cheap"], ["cheap"]][n % 4] for n in range(N_ITEMS)],
         }
     )
     data = tmr.data.Interactions.from_frames(

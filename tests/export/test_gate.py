@@ -3,7 +3,7 @@ import ast
 import numpy as np
 import pytest
 
-from tfmetarec.export import GateError, gate, gate_process
+from tfmetarec.export import GateError, ServedLearner, gate, gate_process
 from tfmetarec.export.example_requests import example_request
 
 SCORES = np.array([[0.9, 0.5, 0.5, 0.1], [0.9, 0.8, 0.7, -np.inf]], np.float32)
@@ -68,9 +68,10 @@ def test_the_clean_process_knows_nothing_of_the_package():
 
 
 @pytest.mark.parametrize("feedback", ["implicit", "explicit"])
-def test_example_requests_hold_known_and_unknown_ids_and_every_kind_of_support(shops, feedback):
+def test_example_requests_hold_known_and_unknown_ids_and_every_kind_of_support(shops, make_learner, feedback):
     vocabulary = shops[feedback][1]
-    request = example_request(vocabulary, "adapt_and_score", batch=4, support=6, candidates=5, seed=0)
+    served = ServedLearner(make_learner(vocabulary))
+    request = example_request(served, "adapt_and_score", batch=4, support=6, candidates=5, seed=0)
     assert request["support_length"].tolist() == [6, 3, 0, 0]
     rows = vocabulary.item_rows(request["candidates"])
     assert 0 in rows
@@ -79,5 +80,5 @@ def test_example_requests_hold_known_and_unknown_ids_and_every_kind_of_support(s
     assert (labels[:, 1] == 0).all()  # A row that says nothing where feedback is implicit.
     others = np.delete(labels, 1, axis=1)
     assert (others == 1).all() if feedback == "implicit" else 1 <= others.min() < others.max() <= 5
-    again = example_request(vocabulary, "adapt_and_score", batch=4, support=6, candidates=5, seed=0)
+    again = example_request(served, "adapt_and_score", batch=4, support=6, candidates=5, seed=0)
     assert all(np.array_equal(request[name], again[name]) for name in request if name != "user_age")

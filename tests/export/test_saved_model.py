@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tfmetarec as tmr
 from tfmetarec.export import GateError, ServedLearner, saved_model, versions
+from tfmetarec.export.signatures import DESCRIPTIONS
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +59,10 @@ def test_embedding_tables_that_no_request_reads_stay_behind(published):
     stored = {tuple(shape) for _, shape in tf.train.list_variables(str(export.path / "variables" / "variables"))}
     vocabulary = learner.vocabulary
     words = next(spec for spec in vocabulary.specs.item if spec.name == "blurb")
-    assert (vocabulary.n_items, 6) in stored  # Items are encoded already: their vectors travel,
-    assert (vocabulary.n_items, 4) not in stored  # the table of ids that these were made of does not,
-    assert not any(shape[:1] == (words.size,) for shape in stored)  # and neither do the words.
+    assert (vocabulary.n_items - 1, 6) in stored  # Items are encoded already: their vectors travel, once,
+    assert (vocabulary.n_items, 6) not in stored
+    assert (vocabulary.n_items, 4) not in stored  # and the table of ids that these were made of does not.
+    assert any(shape[:1] == (words.size,) for shape in stored)  # New items are encoded from their words.
 
 
 def test_the_card_says_what_this_is(published):
@@ -70,7 +72,9 @@ def test_the_card_says_what_this_is(published):
     assert (card["items"], card["top_k"]) == (12, 5)
     assert card["settings"]["inner_steps"] == 2
     assert card["settings"]["inner_learning_rate"] == 0.2
-    assert set(card["signatures"]) == {"serving_default", "adapt_and_score", "adapt_and_recommend", "embed_items"}
+    assert set(card["signatures"]) == set(DESCRIPTIONS)
+    assert card["filters"] == {"shelf": "only_shelf", "marks": "only_marks"}
+    assert (card["weights"], card["warmup_batches"], card["search"]) == ("float32", [1, 3], "exact over 12 items")
     assert card["versions"]["tensorflow"] == tf.__version__
 
 
@@ -91,8 +95,7 @@ def test_there_is_one_warm_up_record_per_signature_and_batch(published):
         batches = {tensor.tensor_shape.dim[0].size for tensor in request.inputs.values()}
         assert len(batches) == 1
         found.append((request.model_spec.signature_name, batches.pop(), request.model_spec.name))
-    names = ("serving_default", "adapt_and_score", "adapt_and_recommend", "embed_items")
-    assert sorted(found) == sorted((name, batch, "shop") for name in names for batch in (1, 3))
+    assert sorted(found) == sorted((name, batch, "shop") for name in DESCRIPTIONS for batch in (1, 3))
 
 
 def test_warm_up_records_run_through_the_loaded_signatures(published):
@@ -113,7 +116,7 @@ def test_what_is_written_answers_as_the_live_learner(published):
     signature = tf.saved_model.load(str(export.path)).signatures["adapt_and_score"]
     live = ServedLearner(learner, 5).signatures()["adapt_and_score"]
     request = tmr.export.gate.example_request(
-        learner.vocabulary, "adapt_and_score", batch=3, support=4, candidates=6, seed=5
+        ServedLearner(learner, 5), "adapt_and_score", batch=3, support=4, candidates=6, seed=5
     )
     inputs = {name: tf.constant(value) for name, value in request.items()}
     np.testing.assert_allclose(signature(**inputs)["scores"], live(**inputs)["scores"], rtol=1e-5, atol=1e-6)
@@ -152,6 +155,6 @@ def test_versions_are_the_numbered_folders_in_order(tmp_path):
 
 def test_too_many_warm_up_requests_are_refused_and_leave_nothing(published, tmp_path):
     learner, _, _ = published
-    with pytest.raises(ValueError, match="`requests` must be at most 1000. Received: 1004"):
-        saved_model(learner, tmp_path / "shop", warmup_batches=(1,) * 251)
+    with pytest.raises(ValueError, match="`requests` must be at most 1000. Received: 1001"):
+        saved_model(learner, tmp_path / "shop", warmup_batches=(1,) * 91)
     assert everything_in(tmp_path / "shop") == []

@@ -259,8 +259,8 @@ class Vocabulary:
 
         Args:
             side: "user" or "item".
-            raw: tensors as `raw_signature` names them, each `(B, ...)`.
-            batch_size: `B`, needed only where `raw` may be empty.
+            raw: tensors as `raw_signature` names them, each `(B, ...)`. Without an id: of items never seen.
+            batch_size: `B`, needed only where `raw` may be empty or lack the id.
             only: the one feature to encode; `None` for all of the side.
 
         Returns:
@@ -273,13 +273,13 @@ class Vocabulary:
             if only not in (None, name):
                 continue
             if name == "item_level":
-                batch = tf.shape(raw["item_id"])
+                batch = tf.shape(raw["item_id"]) if "item_id" in raw else [batch_size]
                 features[name] = raw.get(name, tf.fill(batch, self._meta["unseen_level"]))
-            elif spec.kind == "id" and spec.size == 1:
+            elif spec.kind == "id" and (spec.size == 1 or name not in raw):
                 rows = tf.shape(next(iter(raw.values())))[0] if batch_size is None else batch_size
                 features[name] = tf.zeros([rows], tf.int32)
             elif spec.kind in ("id", "category"):
-                features[name] = self._rows(side, name, raw[name])
+                features[name] = self.rows(side, name, raw[name])
             elif spec.kind == "number":
                 mean, deviation = self._moments[f"{side}.{name}"]
                 value = (tf.cast(raw[name], tf.float32) - mean) / deviation
@@ -288,7 +288,7 @@ class Vocabulary:
                 value = tf.cast(raw[name], tf.float32)
                 features[name] = tf.where(tf.math.is_finite(value), value, 0.0)
             elif spec.kind == "category_list":
-                rows = self._rows(side, name, raw[name])[:, : spec.length]
+                rows = self.rows(side, name, raw[name])[:, : spec.length]
                 rows = tf.pad(rows, [[0, 0], [0, spec.length - tf.shape(rows)[1]]])
                 rows.set_shape([None, spec.length])
                 # A request may claim more than it sends: what is not there must not thin out the average.
@@ -299,7 +299,7 @@ class Vocabulary:
             else:  # text
                 words = tf.strings.regex_replace(tf.strings.lower(raw[name], "utf-8"), _SEPARATORS, " ")
                 ragged = tf.strings.split(words)
-                rows = self._rows(side, name, ragged.flat_values)
+                rows = self.rows(side, name, ragged.flat_values)
                 if spec.buckets:
                     bucket = tf.strings.to_hash_bucket_fast(ragged.flat_values, spec.buckets)
                     rows = tf.where(rows > 0, rows, spec.size - spec.buckets + tf.cast(bucket, tf.int32))
@@ -337,7 +337,8 @@ class Vocabulary:
         )
         return self.encode_frame("user", frame)
 
-    def _rows(self, side: str, name: str, raw: Any) -> tf.Tensor:
+    def rows(self, side: str, name: str, raw: Any) -> tf.Tensor:
+        """Rows of raw ids, categories or words of any shape, 0 for what was never seen; works inside a graph."""
         table = self.tables.get(f"{side}.{name}")
         if table is None:
             return tf.zeros_like(raw, tf.int32)

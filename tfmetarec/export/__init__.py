@@ -1,7 +1,20 @@
 """SavedModels that TensorFlow Serving loads, and that adapt inside one request."""
 
-from tfmetarec.export.gate import GateError
-from tfmetarec.export.saved_model import Export, saved_model, versions
+from tfmetarec.export.clusters import TwoStage
+from tfmetarec.export.errors import GateError
+from tfmetarec.export.holdout import Holdout
+from tfmetarec.export.publishing import retired_versions, rollback, versions
+from tfmetarec.export.saved_model import Export, saved_model
 from tfmetarec.export.signatures import ServedLearner
 
-__all__ = ["Export", "GateError", "ServedLearner", "saved_model", "versions"]
+__all__ = [
+    "Export",
+    "GateError",
+    "Holdout",
+    "ServedLearner",
+    "TwoStage",
+    "retired_versions",
+    "rollback",
+    "saved_model",
+    "versions",
+]

@@ -1,78 +1,81 @@
 """Requests made up from a vocabulary: what the gate compares on, and what warms a server up."""
 
-import re
 from typing import Any
 
 import numpy as np
 
 from tfmetarec.data.vocabulary import Vocabulary
+from tfmetarec.export.signatures import ServedLearner
 
 Request = dict[str, np.ndarray]
 
 
-def user_input(name: str) -> str:
-    """The name of a user feature in a request: `user_` in front, and what TensorFlow cannot name as `_`.
-
-    >>> user_input("Household Size")
-    'user_Household_Size'
-    """
-    return "user_" + re.sub(r"[^A-Za-z0-9_]", "_", name)
-
-
 def example_request(
-    vocabulary: Vocabulary, signature: str, *, batch: int, support: int, candidates: int, seed: int
+    served: ServedLearner, signature: str, *, batch: int, support: int, candidates: int, seed: int
 ) -> Request:
-    """A request of `batch` rows as raw arrays: known and unknown ids, full and empty supports.
+    """A request of `batch` rows as raw arrays: known and unknown ids, full and empty lists.
 
     Args:
-        vocabulary: of the learner that is exported.
+        served: what is exported.
         signature: name of one of its signatures.
         batch: int, at least 1.
         support: int, at least 1. Width of the support; its lengths run from full to 0.
-        candidates: int, at least 1.
+        candidates: int, at least 1. Also the number of new items.
         seed: int.
     """
     rng = np.random.default_rng([seed, batch, support])
+    vocabulary = served.vocabulary
+    low, high = vocabulary.label_range
+    # With implicit feedback a row says that the item was chosen, whatever the data counted.
+    rated = vocabulary.specs.feedback == "explicit"
+    labels = rng.uniform(low, high, (batch, support)) if rated else np.ones((batch, support))
+    labels[:, 1:2] = 0.0  # For implicit feedback a row that says nothing.
+    row = np.arange(batch)
+    values: Request = {
+        "items": _ids(vocabulary, (batch,), rng),
+        "candidates": _ids(vocabulary, (batch, candidates), rng),
+        "support": _ids(vocabulary, (batch, support), rng),
+        "support_labels": labels.astype(np.float32),
+        "support_length": np.maximum(support - row * support // 2, 0).astype(np.int32),
+        "exclude": _ids(vocabulary, (batch, 3), rng),
+        "exclude_length": (3 - row % 4).astype(np.int32),
+        "top_k": (1 + (served.top_k - 1 + row) % served.top_k).astype(np.int32),
+        "state": served.state.example(batch),
+    }
+    for name, wire in served.filters.items():
+        values[wire] = _known(vocabulary, "item", name, (batch, 2), rng)
+        values[wire][row % 2 == 0] = ""  # Every other user asks for nothing in particular.
+    for side, inputs, shape in (
+        ("user", served.user_inputs, (batch,)),
+        ("item", served.item_inputs, (batch, candidates)),
+    ):
+        for name, wire in inputs.items():
+            values[wire] = _raw(vocabulary, side, name, shape, rng)
+    return {name: values[name] for name in served.inputs[signature]}
 
-    def items(*shape: int) -> np.ndarray:
-        ids = vocabulary.item_ids[rng.integers(1, vocabulary.n_items, shape)]
-        ids.reshape(-1)[-1] = -1 if ids.dtype.kind == "i" else "no such item"
-        return ids if ids.dtype.kind == "i" else ids.astype(str)
 
-    if signature == "embed_items":
-        return {"items": items(batch)}
-    request: Request = {}
-    if signature != "serving_default":
-        low, high = vocabulary.label_range
-        # With implicit feedback a row says that the item was chosen, whatever the data counted.
-        rated = vocabulary.specs.feedback == "explicit"
-        labels = rng.uniform(low, high, (batch, support)) if rated else np.ones((batch, support))
-        request["support"] = items(batch, support)
-        labels[:, 1:2] = 0.0  # For implicit feedback a row that says nothing.
-        request["support_labels"] = labels.astype(np.float32)
-        request["support_length"] = np.maximum(support - np.arange(batch) * support // 2, 0).astype(np.int32)
-    if signature != "adapt_and_recommend":
-        request["candidates"] = items(batch, candidates)
-    for name, value in _raw_users(vocabulary, batch, rng).items():
-        request[user_input(name)] = value
-    return request
+def _ids(vocabulary: Vocabulary, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    ids = vocabulary.item_ids[rng.integers(1, vocabulary.n_items, shape)]
+    ids.reshape(-1)[-1] = -1 if ids.dtype.kind == "i" else "no such item"
+    return ids if ids.dtype.kind == "i" else ids.astype(str)
 
 
-def _raw_users(vocabulary: Vocabulary, batch: int, rng: np.random.Generator) -> dict[str, Any]:
-    users: dict[str, Any] = {}
-    for name, spec in vocabulary.raw_signature("user").items():
-        if name.endswith("_length") and name.removesuffix("_length") in users:
-            width = users[name.removesuffix("_length")].shape[1]
-            users[name] = rng.integers(0, width + 1, batch).astype(np.int32)
-            continue
-        known = vocabulary.known_values("user", name)
-        shape = (batch, 3) if spec.shape.rank == 2 and spec.dtype.name == "string" else (batch, *spec.shape[1:])
-        if known is not None and len(known):
-            values = known[rng.integers(0, len(known), shape)]
-            values.reshape(-1)[-1] = -1 if values.dtype.kind == "i" else "never seen"
-            users[name] = values if values.dtype.kind == "i" else values.astype(str)
-        elif spec.dtype.name == "string":
-            users[name] = np.full(shape, "never seen")
-        else:
-            users[name] = rng.normal(size=shape).astype(spec.dtype.as_numpy_dtype)
-    return users
+def _raw(vocabulary: Vocabulary, side: str, name: str, leading: tuple[int, ...], rng: np.random.Generator) -> Any:
+    """Raw values of one input of a side."""
+    spec = vocabulary.raw_signature(side)[name]
+    if spec.dtype.is_integer and name.endswith("_length"):  # Of a list, which has three entries here.
+        return rng.integers(0, 4, leading).astype(np.int32)
+    shape = (*leading, *[3 if size is None else size for size in spec.shape[1:]])
+    if spec.dtype.is_floating:
+        return rng.normal(size=shape).astype(spec.dtype.as_numpy_dtype)
+    return _known(vocabulary, side, name, shape, rng)
+
+
+def _known(vocabulary: Vocabulary, side: str, name: str, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
+    """Values that a feature had in training, and at the end one never seen."""
+    known = vocabulary.known_values(side, name)
+    if known is None or not len(known):
+        return np.full(shape, "never seen")
+    values = known[rng.integers(0, len(known), shape)]
+    values.reshape(-1)[-1] = -1 if values.dtype.kind == "i" else "never seen"
+    return values if values.dtype.kind == "i" else values.astype(str)

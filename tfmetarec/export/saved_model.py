@@ -2,21 +2,23 @@
 
 import json
 import logging
-import os
 import platform
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfmetarec.export import gate
-from tfmetarec.export.example_requests import example_request, user_input
+from tfmetarec.export.clusters import WORTH_IT, Clusters, TwoStage, fit
+from tfmetarec.export.example_requests import example_request
+from tfmetarec.export.holdout import Holdout, PrecisionCost, precision_cost, queries
+from tfmetarec.export.publishing import check_keep, next_version, prune, publish, staging
 from tfmetarec.export.signatures import DESCRIPTIONS, ServedLearner
 from tfmetarec.export.warmup import write_warmup
 from tfmetarec.meta.learner import MetaLearner
@@ -24,72 +26,123 @@ from tfmetarec.meta.learner import MetaLearner
 
 @dataclass(frozen=True)
 class Export:
-    """A published version.
+    """A version of a served model.
 
     Attributes:
-        path: its folder, `PATH/VERSION`.
-        version: int.
+        path: its folder, `PATH/VERSION`; `None` after a dry run.
+        version: int. The number it has, or would have.
         differences: largest absolute difference from the live model, per signature.
+        search: one sentence about how the catalogue is searched.
+        precision: what fewer bits cost on held-out users, if there are fewer and there were users.
+        removed: older versions that were deleted.
     """
 
-    path: Path
+    path: Path | None
     version: int
     differences: dict[str, float]
+    search: str
+    precision: PrecisionCost | None = None
+    removed: tuple[int, ...] = ()
 
 
 def saved_model(
-    learner: MetaLearner, path: str | Path, *, top_k: int = 20, warmup_batches: tuple[int, ...] = (1,)
+    learner: MetaLearner,
+    path: str | Path,
+    *,
+    top_k: int = 20,
+    warmup_batches: tuple[int, ...] = (1,),
+    weights: str = "float32",
+    search: TwoStage | None = None,
+    holdout: Holdout | None = None,
+    keep: int | None = None,
+    dry_run: bool = False,
 ) -> Export:
     """Writes `learner` as the next version under `path`, ready for TensorFlow Serving.
 
     The version is staged beside the others under a name that servers ignore, checked against the live model in
     a clean process (see `tfmetarec.export.gate`), flushed to disk and then renamed to its number: a server
-    that watches `path` sees all of it or nothing.
+    that watches `path` sees all of it or nothing, and a crash at any point leaves what was there.
 
-    Signatures: `serving_default`, `adapt_and_score`, `adapt_and_recommend` and `embed_items`. Inside, under
-    `assets.extra/`: warm-up requests, `tfmetarec.json` (what this is, schema, settings, versions) and the
-    vocabulary with the items' names.
+    Inside, under `assets.extra/`: warm-up requests of every signature, `tfmetarec.json` (what this is, signatures,
+    schema, settings, versions) and the vocabulary with the items' names.
 
     Args:
         learner: `MetaLearner` over users, with a vocabulary.
         path: base path of the served model; its last part is usually the model's name.
-        top_k: int, at least 1. How many items a recommendation holds.
+        top_k: int, at least 1. The most items a recommendation holds.
         warmup_batches: ints. Batch sizes to warm up; a server refuses a version whose warm-up exceeds its
             `max_batch_size`. Defaults to 1.
+        weights: "float32", "float16" or "int8": how the catalogue's vectors are stored. With fewer bits the version
+            is smaller on disk and in memory, and an exact search slower, since it decodes them.
+        search: `TwoStage` for large catalogues of models that score by a dot product. Needs `holdout`. Where the
+            recall asked for would take a large part of the catalogue, the search stays exact and `Export.search`
+            says so. Requests that filter by category are always searched exactly.
+        holdout: users to measure on what `search` and fewer bits give up.
+        keep: int, at least 1. Delete all but so many of the newest versions afterwards. Defaults to keeping all.
+        dry_run: bool. Do everything but publish.
 
     Raises:
-        GateError: if the export does not answer as the live model does. Nothing is published then.
-        ValueError: if the learner has no vocabulary, or `top_k` is out of range.
+        GateError: if the export does not answer as the live model does, or holds what a server refuses. Nothing is
+            published then.
+        ValueError: if the learner has no vocabulary, or an option is out of range.
     """
-    served = ServedLearner(learner, top_k)
-    signatures = served.signatures()
+    check_keep(keep)
+    served, searching = _served(learner, top_k, weights, search, holdout)
+    precision = precision_cost(learner, served, holdout) if holdout is not None and weights != "float32" else None
     base = Path(path)
-    base.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix="writing-", dir=base))
-    try:
-        staging.chmod(0o755)  # `mkdtemp` keeps everybody else out, a server under another name included.
+    with staging(base) as staged:
+        signatures = served.signatures()
         with _quietly():
-            tf.saved_model.save(served.resources(signatures), str(staging), signatures=signatures)
+            tf.saved_model.save(served.resources(signatures), str(staged), signatures=signatures)
         requests = [
-            (name, example_request(served.vocabulary, name, batch=batch, support=20, candidates=100, seed=0))
+            (name, example_request(served, name, batch=batch, support=20, candidates=100, seed=0))
             for name in signatures
             for batch in warmup_batches
         ]
-        write_warmup(staging, base.name, requests)
-        served.vocabulary.save(staging / "assets.extra" / "vocabulary")
-        _write_card(staging / "assets.extra" / "tfmetarec.json", learner, served)
-        differences = gate.check(staging, learner, list(signatures), served.top_k)
-        _flush(staging)
-        version = _publish(staging, base)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return Export(base / str(version), version, differences)
+        write_warmup(staged, base.name, requests)
+        served.vocabulary.save(staged / "assets.extra" / "vocabulary")
+        card = _card(served, warmup_batches, searching)
+        (staged / "assets.extra" / "tfmetarec.json").write_text(json.dumps(card, indent=1))
+        differences = gate.check(staged, served)
+        if dry_run:
+            return Export(None, next_version(base), differences, searching, precision)
+        version = publish(staged, base)
+    removed = tuple(prune(base, keep)) if keep is not None else ()
+    return Export(base / str(version), version, differences, searching, precision, removed)
 
 
-def versions(path: str | Path) -> list[int]:
-    """Published versions under `path`, oldest first."""
-    base = Path(path)
-    return sorted(int(child.name) for child in base.iterdir() if child.name.isdecimal()) if base.is_dir() else []
+def _served(
+    learner: MetaLearner, top_k: int, weights: str, search: TwoStage | None, holdout: Holdout | None
+) -> tuple[ServedLearner, str]:
+    """What is exported, and one sentence about its search."""
+    served = ServedLearner(learner, top_k, weights=weights)
+    exact = f"exact over {served.catalogue.size:,} items"
+    if search is None:
+        return served, exact
+    if not learner.is_retrieval:
+        raise ValueError(
+            "`search` in two stages needs a model that scores by a dot product. "
+            f"Received: {type(learner.model).__name__}"
+        )
+    if holdout is None:
+        raise ValueError("`search` needs a `holdout`: its recall is measured on users. Received: holdout=None")
+    vectors = np.asarray(served.catalogue.whole())
+    clusters = fit(vectors, queries(learner, holdout), served.top_k, search)
+    found = f"recall@{served.top_k} {clusters.recall:.3f} on held-out users"
+    if not clusters.is_worth_it:
+        return served, (
+            f"{exact}: in two stages {found} would take {clusters.share:.0%} of the catalogue, and more than "
+            f"{WORTH_IT:.0%} is no faster"
+        )
+    served = ServedLearner(learner, top_k, weights=weights, clusters=clusters)
+    return served, _two_stage(clusters, found)
+
+
+def _two_stage(clusters: Clusters, found: str) -> str:
+    return (
+        f"two stages: {clusters.probes} of {len(clusters.centroids):,} clusters, {clusters.share:.1%} of "
+        f"{len(clusters.order):,} items, {found}"
+    )
 
 
 @contextmanager
@@ -104,51 +157,26 @@ def _quietly() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _publish(staging: Path, base: Path) -> int:
-    version = (versions(base) or [0])[-1] + 1
-    while True:
-        try:
-            staging.rename(base / str(version))  # Atomic, and refused where the version exists.
-        except OSError:
-            if not (base / str(version)).exists():
-                raise
-            version += 1
-        else:
-            _sync(base)
-            return version
-
-
-def _flush(folder: Path) -> None:
-    for file in folder.rglob("*"):
-        _sync(file)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_card(path: Path, learner: MetaLearner, served: ServedLearner) -> None:
-    vocabulary = served.vocabulary
-    settings = {name: value for name, value in learner.get_config().items() if name != "model"}
+def _card(served: ServedLearner, warmup_batches: tuple[int, ...], searching: str) -> dict[str, Any]:
+    vocabulary, learner = served.vocabulary, served.learner
     packages = ("tfmetarec", "tensorflow", "keras", "tensorflow-recommenders")
-    card = {
+    return {
         "learner": type(learner).__name__,
-        "settings": settings,
+        "settings": {name: value for name, value in learner.get_config().items() if name != "model"},
         "model": type(learner.model).__name__,
         "data": vocabulary.name,
         "feedback": learner.feedback,
         "schema": vocabulary.schema.to_dict(),
-        "items": vocabulary.n_items - 1,
+        "items": served.catalogue.size,
         "label_range": vocabulary.label_range,
         "top_k": served.top_k,
-        "signatures": DESCRIPTIONS,
-        "user_inputs": {name: user_input(name) for name in vocabulary.raw_signature("user")},
+        "weights": served.weights,
+        "search": searching,
+        "warmup_batches": list(warmup_batches),
+        "signatures": {name: DESCRIPTIONS[name] for name in served.inputs},
+        "user_inputs": served.user_inputs,
+        "item_inputs": served.item_inputs,
+        "filters": served.filters,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in packages}},
     }
-    path.write_text(json.dumps(card, indent=1))

@@ -1,22 +1,35 @@
 """What a served learner answers: its signatures, over plain TensorFlow variables and tables."""
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfmetarec.export.example_requests import user_input
+from tfmetarec.export.adapted import Query, StateFormat, Weights, adapted
+from tfmetarec.export.catalogue import Catalogue
+from tfmetarec.export.clusters import Clusters
+from tfmetarec.export.names import input_names
+from tfmetarec.export.tables import WEIGHTS
 from tfmetarec.meta.learner import MetaLearner
 from tfmetarec.meta.paths import EncodedNegatives, TaskRows
 
 Signatures = dict[str, tf.types.experimental.ConcreteFunction]
+FILTERED = ("category", "category_list")  # Kinds of item features that a request may filter by.
 
 DESCRIPTIONS = {
     "serving_default": "Scores candidates for a user nothing is known of but the features: the starting point.",
     "adapt_and_score": "Adapts to the support, then scores candidates.",
     "adapt_and_recommend": "Adapts to the support, then returns the best items of the catalogue that are not in it.",
+    "adapt_and_recommend_filtered": "The same, with a list to leave out, a length of the answer, and categories.",
+    "adapt": "Adapts to the support and returns the state, for the caller to keep.",
+    "score_with_state": "Scores candidates for a user whose state the caller kept.",
+    "recommend_with_state": "Recommends to a user whose state the caller kept.",
+    "embed_users": "The query vectors of adapted users, whose dot product with an item's vector is the score.",
     "embed_items": "The vectors whose dot product with an adapted user's query is the score.",
+    "score_new_items": "Adapts to the support, then scores items that have no row, from their features.",
+    "explain": "Recommends, and says by how much each row of the support moved each score.",
 }
 
 
@@ -28,152 +41,336 @@ class ServedLearner:
 
     Args:
         learner: `MetaLearner` over users, with a vocabulary.
-        top_k: int, at least 1: how many items `adapt_and_recommend` returns, fewer if the catalogue has fewer.
+        top_k: int, at least 1: the most items a recommendation holds, fewer if the catalogue has fewer.
+        weights: "float32", "float16" or "int8": how the catalogue is stored.
+        clusters: for a two-stage search of the catalogue.
 
     Raises:
-        ValueError: if the learner has no vocabulary, or `top_k` is out of range.
+        ValueError: if the learner has no vocabulary, an option is out of range, or clusters are given for a model
+            whose score is no dot product.
     """
 
-    def __init__(self, learner: MetaLearner, top_k: int = 20):
+    def __init__(
+        self, learner: MetaLearner, top_k: int = 20, *, weights: str = "float32", clusters: Clusters | None = None
+    ):
         if learner.vocabulary is None:
             raise ValueError("`learner` needs a vocabulary to be served, since requests carry raw ids.")
         if top_k < 1:
             raise ValueError(f"`top_k` must be at least 1. Received: top_k={top_k}")
+        if weights not in WEIGHTS:
+            raise ValueError(f"`weights` must be one of {', '.join(WEIGHTS)}. Received: weights={weights!r}")
+        if clusters is not None and not learner.is_retrieval:
+            raise ValueError(
+                "a two-stage search needs a model that scores by a dot product. "
+                f"Received: {type(learner.model).__name__}"
+            )
         vocabulary = learner.vocabulary
-        self.vocabulary = vocabulary
-        names = [user_input(name) for name in vocabulary.raw_signature("user")]
-        if same := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two user features would be the same input {same[0]!r} of a request; rename one.")
+        self.vocabulary, self.learner, self.weights = vocabulary, learner, weights
         self.top_k = min(top_k, vocabulary.n_items - 1)
-        self._learner = learner
-        catalogue = {name: tf.constant(value) for name, value in vocabulary.catalogue.items()}
-        encoded = learner._cut.encode_item(catalogue, training=False)
-        self.item_vectors = tf.nest.map_structure(lambda t: tf.Variable(t, trainable=False), encoded)
-        self.item_ids = tf.Variable(tf.constant(vocabulary.item_ids, vocabulary.id_dtype("item")), trainable=False)
-        self.index = self._index() if learner.is_retrieval else None
+        self.user_inputs = input_names("user", vocabulary.raw_signature("user"), "user")
+        self.item_inputs = input_names("item", _content(vocabulary.raw_signature("item")), "item")
+        kinds = {spec.name: spec.kind for spec in vocabulary.specs.item}
+        self.filters = input_names("only", [name for name, kind in kinds.items() if kind in FILTERED], "item")
+        features = {name: tf.constant(value) for name, value in vocabulary.catalogue.items()}
+        self.catalogue = Catalogue(
+            learner._cut.encode_item(features, training=False),
+            tf.constant(vocabulary.item_ids, vocabulary.id_dtype("item")),
+            is_retrieval=learner.is_retrieval,
+            weights=weights,
+            clusters=clusters,
+        )
+        order = 1 + self.catalogue.order
+        self._classes = {name: tf.Variable(vocabulary.catalogue[name][order], trainable=False) for name in self.filters}
+        self.state = StateFormat(learner, self._somebody(), self._stamp())
+        self.inputs = self._inputs()
 
-    def _index(self) -> Any:
-        from tensorflow_recommenders.layers.factorized_top_k import BruteForce
+    def _somebody(self) -> Query | Weights:
+        """One user of whom nothing is known."""
+        raw = {}
+        for name, spec in self.vocabulary.raw_signature("user").items():
+            shape = [size or 1 for size in spec.shape]
+            raw[self.user_inputs[name]] = tf.fill(shape, "") if spec.dtype == tf.string else tf.zeros(shape, spec.dtype)
+        return self._start(raw, tf.constant(1))
 
-        index = BruteForce(k=self.top_k)
-        index.index(self.item_vectors[1:], self.item_ids[1:])
-        return index
+    def _stamp(self) -> int:
+        """24 bits of what the version is made of."""
+        digest = hashlib.sha256(f"{self.learner.get_config()} {self.weights}".encode())
+        values = [variable.value for variable in self.learner.variables]
+        values += [value for _, value in sorted(self.vocabulary.catalogue.items())]
+        for value in values:
+            digest.update(np.ascontiguousarray(np.asarray(value)).tobytes())
+        return int.from_bytes(digest.digest()[:3], "big")
 
     def resources(self, signatures: Signatures) -> tf.Module:
         """Everything the signatures read, and nothing else, as one object for `tf.saved_model.save`.
 
         TensorFlow Serving restores variables by the path they are tracked under and finds none through Keras's
         own objects, so these are the plain variables beneath them. Embedding tables that no signature reads
-        (items are encoded already) stay behind.
+        stay behind.
         """
         module = tf.Module(name="served_learner")
-        variables = {id(v): v for function in signatures.values() for v in function.variables}
+        variables = {}
+        for function in signatures.values():
+            handles = {
+                id(tensor) for tensor in function.captured_inputs
+            }  # `variables` has those read while tracing too.
+            variables |= {id(v): v for v in function.variables if id(v.handle) in handles}
         module.variables_read = list(variables.values())
         module.tables = self.vocabulary.tables
-        module.index = self.index
+        module.index = self.catalogue.index
         return module
 
     # -- inputs ------------------------------------------------------------------------------------------
 
     def user_signature(self) -> dict[str, tf.TensorSpec]:
-        """User features of a request, one row a user, see `user_input` for their names."""
+        """User features of a request, one row a user."""
         raw = self.vocabulary.raw_signature("user")
-        return {user_input(name): tf.TensorSpec(s.shape, s.dtype, user_input(name)) for name, s in raw.items()}
+        return {wire: tf.TensorSpec(raw[name].shape, raw[name].dtype, wire) for name, wire in self.user_inputs.items()}
 
-    def signatures(self) -> Signatures:
-        """The concrete functions by signature name.
+    def item_signature(self) -> dict[str, tf.TensorSpec]:
+        """Features of items without a row, `N` of them for each user."""
+        raw = self.vocabulary.raw_signature("item")
+        return {
+            wire: tf.TensorSpec([None, None, *raw[name].shape[1:]], raw[name].dtype, wire)
+            for name, wire in self.item_inputs.items()
+        }
+
+    def _inputs(self) -> dict[str, dict[str, tf.TensorSpec]]:
+        """The inputs of every signature.
 
         Every input and output has the batch `B` of users (or items) first, which is what server-side batching
         asks for; lists are padded to any common width and come with their length.
         """
         ids = self.vocabulary.id_dtype("item")
-        support = {
-            "support": tf.TensorSpec([None, None], ids, "support"),
-            "support_labels": tf.TensorSpec([None, None], tf.float32, "support_labels"),
-            "support_length": tf.TensorSpec([None], tf.int32, "support_length"),
+
+        def lists(*names: str, dtype: tf.DType = ids) -> dict[str, tf.TensorSpec]:
+            return {name: tf.TensorSpec([None, None], dtype, name) for name in names}
+
+        def numbers(*names: str) -> dict[str, tf.TensorSpec]:
+            return {name: tf.TensorSpec([None], tf.int32, name) for name in names}
+
+        user, candidates = self.user_signature(), lists("candidates")
+        labels = lists("support_labels", dtype=tf.float32)
+        support = {**lists("support"), **labels, **numbers("support_length"), **user}
+        state = {"state": tf.TensorSpec([None, self.state.width], tf.float32, "state")}
+        options = {**lists("exclude"), **numbers("exclude_length", "top_k")}
+        options |= lists(*self.filters.values(), dtype=tf.string)
+        inputs = {
+            "serving_default": {**candidates, **user},
+            "adapt_and_score": {**support, **candidates},
+            "adapt_and_recommend": support,
+            "adapt_and_recommend_filtered": {**support, **options},
+            "adapt": support,
+            "score_with_state": {**state, **candidates},
+            "recommend_with_state": {**state, **options},
+            "embed_items": {"items": tf.TensorSpec([None], ids, "items")},
+            "explain": support,
         }
-        candidates = {"candidates": tf.TensorSpec([None, None], ids, "candidates")}
-        user = self.user_signature()
-        return {
-            "serving_default": _concrete(self.score, {**candidates, **user}),
-            "adapt_and_score": _concrete(self.adapt_and_score, {**support, **candidates, **user}),
-            "adapt_and_recommend": _concrete(self.adapt_and_recommend, {**support, **user}),
-            "embed_items": _concrete(self.embed_items, {"items": tf.TensorSpec([None], ids, "items")}),
-        }
+        if self.item_inputs:  # Without a feature all new items would be alike.
+            inputs["score_new_items"] = {**support, **self.item_signature()}
+        if self.learner.is_retrieval:
+            inputs["embed_users"] = support
+        return inputs
+
+    def signatures(self) -> Signatures:
+        """The concrete functions by signature name."""
+        methods = {name: getattr(self, "score" if name == "serving_default" else name) for name in self.inputs}
+        return {name: _concrete(methods[name], specs) for name, specs in self.inputs.items()}
 
     # -- signatures --------------------------------------------------------------------------------------
 
     def score(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
         candidates = inputs["candidates"]
-        user = self._user(inputs, tf.shape(candidates)[0])
-        weights = self._learner.starting_weights(tf.shape(candidates)[0])
-        return {"scores": self._learner.score_rows(weights, user, self._items(candidates))}
+        users = self._start(inputs, tf.shape(candidates)[0])
+        return {"scores": users.scores(self._items(candidates))}
 
     def adapt_and_score(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        weights, user = self._adapt(inputs)
-        return {"scores": self._learner.score_rows(weights, user, self._items(inputs["candidates"]))}
+        return {"scores": self._adapted(inputs).scores(self._items(inputs["candidates"]))}
 
     def adapt_and_recommend(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        weights, user = self._adapt(inputs)
-        support, length = inputs["support"], inputs["support_length"]
-        fetched = tf.minimum(self.top_k + tf.shape(support)[1], self.vocabulary.n_items - 1)
-        if self.index is not None:
-            scores, ids = self._search(weights, user, fetched)
-        else:
-            known = tf.nest.map_structure(lambda t: t[1:], self.item_vectors)
-            scores = self._learner.score_rows(weights, user, known, common="item")
-            scores, place = tf.math.top_k(scores, fetched)
-            ids = tf.gather(self.item_ids[1:], place)
-        real = tf.range(tf.shape(support)[1]) < length[:, None]
-        bought = tf.reduce_any((ids[:, :, None] == support[:, None, :]) & real[:, None, :], axis=2)
-        scores = tf.where(bought, -np.inf, scores)
-        scores, place = tf.math.top_k(scores, self.top_k)
-        return {"items": tf.gather(ids, place, batch_dims=1), "scores": scores}
+        bought = _within(inputs["support"], inputs["support_length"])
+        scores, ids = self._recommended(self._adapted(inputs), inputs["support"], bought, self.top_k)
+        return {"items": ids, "scores": scores}
+
+    def adapt_and_recommend_filtered(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        return self._filtered(self._adapted(inputs), inputs)
+
+    def adapt(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"state": self.state.pack(self._adapted(inputs))}
+
+    def score_with_state(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        users, is_ours = self.state.unpack(inputs["state"])
+        scores = users.scores(self._items(inputs["candidates"]))
+        return {"scores": tf.where(is_ours[:, None], scores, np.nan)}
+
+    def recommend_with_state(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        users, is_ours = self.state.unpack(inputs["state"])
+        answer, is_ours = self._filtered(users, inputs), is_ours[:, None]
+        items = tf.where(is_ours, answer["items"], _nothing(answer["items"]))
+        return {"items": items, "scores": tf.where(is_ours, answer["scores"], np.nan)}
+
+    def embed_users(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"embeddings": self._adapted(inputs).packed()}
 
     def embed_items(self, items: tf.Tensor) -> dict[str, tf.Tensor]:
         encoded = tf.nest.flatten(self._items(items))
         flat = [tf.reshape(tf.cast(e, tf.float32), [tf.shape(items)[0], -1]) for e in encoded]
         return {"embeddings": tf.concat(flat, axis=1)}
 
-    # -- pieces ------------------------------------------------------------------------------------------
+    def score_new_items(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        raw = {name: inputs[wire] for name, wire in self.item_inputs.items()}
+        first = next(iter(raw.values()))
+        users, each = tf.shape(first)[0], tf.shape(first)[1]
+        raw = {name: tf.reshape(t, tf.concat([[users * each], tf.shape(t)[2:]], 0)) for name, t in raw.items()}
+        features = self.vocabulary.encode("item", raw, users * each)
+        if getattr(self.learner.model, "takes_items_without_id", False):
+            del features["item_id"]
+        encoded = self.learner._cut.encode_item(features, training=False)
+        items = tf.nest.map_structure(lambda t: tf.reshape(t, tf.concat([[users, each], tf.shape(t)[1:]], 0)), encoded)
+        items = tf.nest.map_structure(lambda t, like: tf.ensure_shape(t, [None, None, *like.shape[1:]]), items, encoded)
+        return {"scores": self._adapted(inputs).scores(items)}
+
+    def explain(self, **inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Leaves every row of the support out once, all at the same time, and adapts to the rest."""
+        support = inputs["support"]
+        batch, width = tf.unstack(tf.shape(support))
+        times = width + 1
+        kept = tf.concat([tf.ones([1, width], tf.bool), ~tf.eye(width, dtype=tf.bool)], axis=0)  # (S + 1, S)
+        every = self._adapted(inputs, kept)  # (B * (S + 1)) users, the whole support of each first.
+        users = every.taken(times * tf.range(batch))
+        scores, ids = self._recommended(users, support, _within(support, inputs["support_length"]), self.top_k)
+        items = tf.nest.map_structure(lambda t: tf.repeat(t, times, axis=0), self._items(ids))
+        each = tf.reshape(every.scores(items), [batch, times, -1])  # (B, S + 1, k)
+        moved = tf.transpose(each[:, :1] - each[:, 1:], [0, 2, 1])  # (B, k, S)
+        _, real = self._evidence(inputs)
+        counts = real[:, None, :] & tf.math.is_finite(scores)[:, :, None]
+        return {"items": ids, "scores": scores, "contributions": tf.where(counts, moved, 0.0)}
+
+    # -- adapting ----------------------------------------------------------------------------------------
 
     def _user(self, inputs: dict[str, tf.Tensor], batch: tf.Tensor) -> Any:
-        raw = {name: inputs[user_input(name)] for name in self.vocabulary.raw_signature("user")}
+        raw = {name: inputs[wire] for name, wire in self.user_inputs.items()}
         features = self.vocabulary.encode("user", raw, batch)
-        encoded = self._learner._cut.encode_user(features, training=False)
+        encoded = self.learner._cut.encode_user(features, training=False)
         return tf.nest.map_structure(lambda t: t[:, None], encoded)
 
     def _rows(self, raw_ids: tf.Tensor) -> tf.Tensor:
         return self.vocabulary.encode("item", {"item_id": raw_ids}, only="item_id")["item_id"]
 
     def _items(self, raw_ids: tf.Tensor) -> Any:
-        rows = self._rows(raw_ids)
-        return tf.nest.map_structure(lambda table: tf.gather(table, rows), self.item_vectors)
+        return self.catalogue.rows(self._rows(raw_ids))
 
-    def _adapt(self, inputs: dict[str, tf.Tensor]) -> tuple[list[tf.Tensor], Any]:
+    def _start(self, inputs: dict[str, tf.Tensor], batch: tf.Tensor) -> Query | Weights:
+        return adapted(self.learner, self.learner.starting_weights(batch), self._user(inputs, batch))
+
+    def _evidence(self, inputs: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         support = inputs["support"]
         # Another shape would be broadcast, and the answer be wrong without a word: a reshape refuses it.
         label = tf.reshape(inputs["support_labels"], tf.shape(support))
         length = tf.reshape(inputs["support_length"], tf.shape(support)[:1])
-        user = self._user(inputs, tf.shape(support)[0])
-        rows = self._rows(support)
-        label, real = self._learner.evidence(label, length)
-        items = tf.nest.map_structure(lambda table: tf.gather(table, rows), self.item_vectors)
-        task = TaskRows(user, items, label, tf.cast(real, tf.float32), self._negatives(rows, real))
-        return self._learner.adapt_rows(task), user
+        return self.learner.evidence(label, length)
+
+    def _adapted(self, inputs: dict[str, tf.Tensor], kept: tf.Tensor | None = None) -> Query | Weights:
+        """Users adapted to their support; with `kept` `(V, S)` each of them to `V` parts of it, one after another."""
+        support = inputs["support"]
+        user, rows = self._user(inputs, tf.shape(support)[0]), self._rows(support)
+        label, real = self._evidence(inputs)
+        items = self.catalogue.rows(rows)
+        if kept is not None:
+            times = tf.shape(kept)[0]
+            user, rows, label, real, items = tf.nest.map_structure(
+                lambda t: tf.repeat(t, times, axis=0), (user, rows, label, real, items)
+            )
+            real &= tf.tile(kept, [tf.shape(support)[0], 1])
+            label = tf.where(real, label, 0.0)
+        task = TaskRows(user, items, label, tf.cast(real, label.dtype), self._negatives(rows, real))
+        return adapted(self.learner, self.learner.adapt_rows(task), user)
 
     def _negatives(self, rows: tf.Tensor, real: tf.Tensor) -> EncodedNegatives | None:
-        learner = self._learner
+        learner = self.learner
         if learner.feedback == "explicit":
             return None
-        items = tf.nest.map_structure(lambda table: tf.gather(table, learner.contrast_items), self.item_vectors)
+        items = self.catalogue.rows(tf.constant(learner.contrast_items))
         log_expected = tf.constant(learner.contrast_log_expected)
         return EncodedNegatives(items, log_expected, learner.contrast_weight(rows, real))
 
-    def _search(self, weights: list[tf.Tensor], user: Any, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        assert self.index is not None
-        scores, ids = self.index(self._learner.query_rows(weights, user), k=count)
-        return self._learner.activate(scores), ids
+    # -- recommending ------------------------------------------------------------------------------------
+
+    def _recommended(
+        self,
+        users: Query | Weights,
+        left_out: tf.Tensor,
+        real: tf.Tensor,
+        top_k: tf.Tensor | int,
+        allowed: tf.Tensor | None = None,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Scores and ids `(B, k)` of the best items.
+
+        Args:
+            users: `B` of them.
+            left_out: ids `(B, E)` that must not be recommended, as far as `real` `(B, E)` says so.
+            real: see `left_out`.
+            top_k: `k`.
+            allowed: `(B, I - 1)`, what alone may be recommended. `None`: everything.
+        """
+        fetched = tf.minimum(top_k + tf.shape(left_out)[1], self.catalogue.size)
+        if allowed is None:
+            scores, ids = users.search(self.catalogue, fetched)
+        else:
+            scores = tf.where(allowed, users.scores_of_all(self.catalogue), -np.inf)
+            scores, place = tf.math.top_k(scores, fetched)
+            ids = tf.gather(self.catalogue.ids, place)
+        out = tf.reduce_any((ids[:, :, None] == left_out[:, None, :]) & real[:, None, :], axis=2)
+        scores, place = tf.math.top_k(tf.where(out, -np.inf, scores), top_k)
+        return scores, tf.gather(ids, place, batch_dims=1)
+
+    def _filtered(self, users: Query | Weights, inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """The best items that are neither in the support nor excluded, of the categories asked for."""
+        lists = [("exclude", "exclude_length"), *([("support", "support_length")] if "support" in inputs else [])]
+        left_out = tf.concat([inputs[name] for name, _ in lists], axis=1)
+        real = tf.concat([_within(inputs[name], inputs[length]) for name, length in lists], axis=1)
+        top_k = tf.clip_by_value(tf.reshape(inputs["top_k"], tf.shape(left_out)[:1]), 1, self.top_k)
+        longest = tf.reduce_max(top_k)
+        asked = [tf.reduce_any(inputs[wire] != "") for wire in self.filters.values()]
+        if asked:
+            scores, ids = tf.cond(
+                tf.reduce_any(asked),
+                lambda: self._recommended(users, left_out, real, longest, self._allowed(inputs)),
+                lambda: self._recommended(users, left_out, real, longest),
+            )
+        else:
+            scores, ids = self._recommended(users, left_out, real, longest)
+        scores = tf.where(tf.range(longest) < top_k[:, None], scores, -np.inf)
+        return {"items": tf.where(tf.math.is_finite(scores), ids, _nothing(ids)), "scores": scores}
+
+    def _allowed(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
+        """`(B, I - 1)`: whether an item has, of every feature that is asked about, one of the values asked for."""
+        allowed = tf.constant(True)
+        for name, wire in self.filters.items():
+            wanted = inputs[wire]
+            size = next(spec.size for spec in self.vocabulary.specs.item if spec.name == name)
+            rows = self.vocabulary.rows("item", name, wanted)  # 0 for padding and for what was never seen.
+            values = tf.range(size)
+            listed = tf.reduce_any((values == rows[:, :, None]) & (values > 0), axis=1)  # (B, size)
+            has = tf.gather(listed, tf.convert_to_tensor(self._classes[name]), axis=1)
+            if has.shape.rank == 3:  # A list: any of its entries.
+                has = tf.reduce_any(has, axis=2)
+            allowed &= has | ~tf.reduce_any(wanted != "", axis=1)[:, None]
+        return allowed
+
+
+def _content(signature: dict[str, tf.TensorSpec]) -> list[str]:
+    return [name for name in signature if name != "item_id"]
+
+
+def _within(ids: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+    """Which of the padded ids `(B, E)` are real."""
+    return tf.range(tf.shape(ids)[1]) < tf.reshape(length, tf.shape(ids)[:1])[:, None]
+
+
+def _nothing(ids: tf.Tensor) -> tf.Tensor:
+    """What stands where no item is."""
+    return tf.constant("") if ids.dtype == tf.string else tf.zeros([], ids.dtype)
 
 
 def _concrete(function: Callable, specs: dict[str, tf.TensorSpec]) -> tf.types.experimental.ConcreteFunction:

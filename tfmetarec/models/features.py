@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from tfmetarec.data.vocabulary import LISTS, FeatureSpec, FeatureSpecs, Vocabulary
@@ -152,7 +153,9 @@ class ItemEncoder(keras.layers.Layer):
         level: float. Starting weight of `item_level` (log popularity, 0 for ratings) in the bias; learned from
             there. Defaults to 1.
 
-    Call arguments: features with leading dimensions `(...)`. Returns `(..., D + 1)`, the bias last.
+    Call arguments: features with leading dimensions `(...)`. Without `item_id` they are of items that have no row:
+    what row 0 has become stands for the id, as a constant, so that a graph of such items need not hold the table.
+    Returns `(..., D + 1)`, the bias last.
     """
 
     def __init__(
@@ -187,20 +190,30 @@ class ItemEncoder(keras.layers.Layer):
         self.built = True
 
     def call(self, features: Features, training: bool = False) -> Any:
-        rows = features["item_id"]
-        if training and self.id_dropout > 0:
-            kept = keras.random.uniform(ops.shape(rows), seed=self.random) >= self.id_dropout
-            rows = ops.where(kept, rows, ops.zeros_like(rows))
         content = self.content(features)
-        vector = self.id_vector(rows) + self.tower(content, training=training)
+        if "item_id" in features:
+            rows = features["item_id"]
+            if training and self.id_dropout > 0:
+                kept = keras.random.uniform(ops.shape(rows), seed=self.random) >= self.id_dropout
+                rows = ops.where(kept, rows, ops.zeros_like(rows))
+            id_vector, id_bias = self.id_vector(rows), self.id_bias(rows)
+        else:
+            id_vector, id_bias = (_first_row(table, content.dtype) for table in (self.id_vector, self.id_bias))
+        vector = id_vector + self.tower(content, training=training)
         level = ops.cast(features["item_level"], vector.dtype)[..., None] * self.level_weight
-        bias = self.id_bias(rows) + self.content_bias(content) + level
+        bias = id_bias + self.content_bias(content) + level
         return ops.concatenate([vector, bias], axis=-1)
 
     def get_config(self) -> dict[str, Any]:
         names = ("embedding_dim", "hidden", "dropout", "id_dropout", "level", "seed")
         own = {name: getattr(self, name) for name in names}
         return {**super().get_config(), "specs": [vars(spec) for spec in self.specs], **own}
+
+
+def _first_row(table: RowSparseEmbedding, dtype: str) -> Any:
+    with tf.init_scope():  # A value, whatever graph is being built.
+        row = tf.gather(table.embeddings.value, 0).numpy()
+    return ops.convert_to_tensor(row, dtype)
 
 
 @keras.saving.register_keras_serializable(package="tfmetarec")

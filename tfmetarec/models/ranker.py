@@ -89,6 +89,8 @@ class Ranker(keras.Model):
     Reference: [Lee et al., 2019](https://arxiv.org/abs/1908.00413)
     """
 
+    takes_items_without_id = True  # See `TwoTower`.
+
     def __init__(
         self,
         vocabulary: Vocabulary | FeatureSpecs | dict,

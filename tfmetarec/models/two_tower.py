@@ -112,6 +112,7 @@ class TwoTower(keras.Model):
     """
 
     is_retrieval = True  # `head(user)` is a query vector: a score is its dot product with an encoded item.
+    takes_items_without_id = True  # `encode_item` does without `item_id`, for items that have no row.
 
     def __init__(
         self,
