@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 # Real data sets for the tests that want them; those tests skip, saying so, where there are none.
 export TFMETAREC_TEST_DATA ?= $(wildcard $(CURDIR)/../shared/data)
 
-.PHONY: help quickstart test test-slow lint format lock benchmarks clean
+.PHONY: help quickstart test test-slow test-serving lint format lock benchmarks clean
 
 help: ## List what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ test: $(STAMP) lint ## Every check that CI runs
 test-slow: $(STAMP) ## The long tests too
 	$(BIN)/python -m pytest
 
+test-serving: $(STAMP) ## Conformance and our exports on the local server, and on tensorflow_model_server if it is on PATH
+	$(BIN)/python -m pytest -rs tests/server/test_real_server.py
+
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -44,7 +47,7 @@ lock: ## Renew requirements/lock.txt from pyproject.toml (needs uv)
 		--python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade -o requirements/lock.txt
 
 benchmarks: $(STAMP) ## Run every benchmark in full
-	for name in input_pipeline meta_epoch meta_training; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in input_pipeline meta_epoch meta_training serving serving_load; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean: ## Remove the environment and caches
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,17 +1,21 @@
 """The command line: parse, call one function, print. Whatever it does, three lines of Python can do."""
 
+import json
 import os
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from tfmetarec.client import Explanation
 
 app = typer.Typer(
     help="Recommenders that adapt to a new user inside the request.",
@@ -114,25 +118,69 @@ def evaluate(
 def export(
     run: RunArgument,
     to: Annotated[Path | None, typer.Option(help="Base path of the served model; in the run folder if unset.")] = None,
+    keep: Annotated[int | None, typer.Option(help="Delete all but so many of the newest versions.")] = None,
+    weights: Annotated[str | None, typer.Option(help="float32, float16 or int8: how item vectors are stored.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a key of the section, e.g. --set export.search=two_stage."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and check, but publish nothing.")] = False,
+    serving_config: Annotated[
+        Path | None, typer.Option(help="Folder for deployment files: server, compose, Kubernetes, clients.")
+    ] = None,
+    lite: Annotated[Path | None, typer.Option(help="Also write a LiteRT file that adapts on a phone.")] = None,
 ) -> None:
     """Publish a run's learner as the next version of a served model."""
     with _tensorflow():
         from tfmetarec import experiment
-    config = experiment.open_run(run)
+        from tfmetarec.export import lite_model, write_serving_config
+    given = [f"export.{name}={value}" for name, value in (("keep", keep), ("weights", weights)) if value is not None]
+    config = experiment.open_run(run, [*(overrides or ()), *given])
     learner = experiment.load_learner(run / "learner.keras")
     with console.status("writing and checking"):
-        published = experiment.export_learner(config, run, learner, to)
+        published = experiment.export_learner(config, run, learner, to, dry_run=dry_run)
     table = Table("signature", "largest difference from the live model")
     for name, difference in published.differences.items():
         table.add_row(name, f"{difference:.1e}")
     console.print(table)
-    base = published.path.parent
+    console.print(f"Search: {published.search}.", soft_wrap=True)
+    if (cost := published.precision) is not None:
+        console.print(
+            f"{cost.metric} on validation users: {cost.reduced:.4f} with {config.export.weights}, "
+            f"{cost.float32:.4f} with float32 ({cost.change:+.1%})",
+            soft_wrap=True,
+        )
+    if lite is not None:
+        written = lite_model(learner, lite)
+        console.print(f"Wrote {lite}: {written.size_bytes:,} bytes, {written.difference:.1e} from the live model")
+    if published.path is None:
+        console.print(f"Dry run: it would be version {published.version} under {published.base}", soft_wrap=True)
+        return
+    for version in published.removed:
+        console.print(f"Deleted version {version}")
     console.print(f"Published {published.path}", soft_wrap=True)
-    base_path = shlex.quote(str(base.absolute()))
+    base_path = shlex.quote(str(published.base.absolute()))
+    if serving_config is not None:
+        files = write_serving_config(published.base.absolute(), serving_config, name=config.name)
+        console.print(f"Wrote {len(files)} deployment files into {serving_config}", soft_wrap=True)
     console.print(
         f"Next: tfmetarec serve --rest_api_port=8501 --model_name={config.name} --model_base_path={base_path}",
         soft_wrap=True,
     )
+
+
+@app.command()
+def rollback(
+    base: Annotated[Path, typer.Argument(help="Base path of the served model, with its numbered versions.")],
+    to: Annotated[int | None, typer.Option(help="Version to serve; the one before the newest if unset.")] = None,
+) -> None:
+    """Take the newest versions out of service; with --to, bring one back."""
+    with _tensorflow():
+        from tfmetarec import export as exports
+    version = exports.rollback(base, to)
+    console.print(f"Version {version} is the newest under {base}", soft_wrap=True)
+    if retired := exports.retired_versions(base):
+        console.print(f"Out of service, to bring back with --to: {', '.join(map(str, retired))}")
 
 
 @app.command(
@@ -148,6 +196,10 @@ def serve(context: typer.Context) -> None:
 @app.command()
 def recommend(
     items: Annotated[list[str] | None, typer.Argument(help="Ids of what the user met, oldest first.")] = None,
+    support: Annotated[
+        Path | None,
+        typer.Option(help="The same as a CSV, Parquet or JSON lines file with columns item_id and, if wanted, label."),
+    ] = None,
     model: Annotated[str, typer.Option(help="Name of the served model.")] = "quickstart",
     server: Annotated[str, typer.Option(help="host:port of the server.")] = "127.0.0.1:8501",
     protocol: Annotated[str, typer.Option(help="rest or grpc.")] = "rest",
@@ -155,23 +207,44 @@ def recommend(
     user: Annotated[
         list[str] | None, typer.Option(help="A feature of the user, e.g. --user age=25-34; a list as a,b.")
     ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="How many items; as many as exported if unset.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Id of an item that must not come.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Only items with this value, e.g. --only brand=Acme; again for another value or feature."),
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Show which interactions led to an item.")] = False,
     export: Annotated[Path | None, typer.Option(help="Exported version, to show names instead of ids.")] = None,
 ) -> None:
     """Ask a running server what it would recommend to a user."""
-    from tfmetarec.client import Client
+    from tfmetarec.client import Client, Explanation
 
-    features = dict(_pair(text) for text in user or ())
+    if support is not None and (items or label):
+        raise ValueError("Give what the user met once: as a `--support` file, or as ids with `--label`.")
+    if explain and (exclude or only):
+        raise ValueError("`--explain` shows what leads to the best items of all: it takes no `--exclude` or `--only`.")
+    met, labels = (items or [], label) if support is None else _support(support)
+    names, feedback = ({}, None) if export is None else _exported(export)
+    if feedback == "explicit" and met and labels is None:
+        raise ValueError("This model learns from ratings: give one `--label` an item, or a column label in the file.")
+    features = dict(_pair("--user", text) for text in user or ())
+    values: dict[str, list[str]] = {}
+    for name, value in (_pair("--only", text) for text in only or ()):
+        values.setdefault(name, []).append(value)
     if protocol == "grpc":
         with _tensorflow():
             import tensorflow_serving.apis.predict_pb2  # noqa: F401
     with Client(server, protocol=protocol, model=model) as client:  # type: ignore[arg-type]
-        found = client.recommend(items or [], label, features)
-    names = _names(export) if export is not None else {}
-    table = Table("", "item", "name", "score") if names else Table("", "item", "score")
-    for place, (item, score) in enumerate(found, 1):
-        name = [names.get(item, "?")] if names else []
-        table.add_row(str(place), str(item), *name, f"{score:.4f}")
-    console.print(table)
+        if explain:
+            found = client.explain(met, labels, features)[:top_k]
+        else:
+            pairs = client.recommend(met, labels, features, top_k=top_k, exclude=exclude or (), only=values)
+            found = [Explanation(item, score, []) for item, score in pairs]
+    if not found:
+        console.print("No item fits.")
+        return
+    verb = {"implicit": "because you bought", "explicit": "because you rated", None: "because of"}[feedback]
+    console.print(_recommendations(found, names, verb if explain else None, console.width))
 
 
 def main() -> None:
@@ -236,18 +309,63 @@ def _tensorflow() -> Iterator[None]:
         os.close(kept)
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(option: str, text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise ValueError(f"`--user` must look like name=value. Received: {text!r}")
+        raise ValueError(f"`{option}` must look like name=value. Received: {text!r}")
     return name, value
 
 
-def _names(version: Path) -> dict[Any, str]:
+def _support(path: Path) -> tuple[list[Any], list[float] | None]:
+    from tfmetarec.client.support_file import read_support
+
+    return read_support(path)
+
+
+def _exported(version: Path) -> tuple[dict[Any, str], str]:
+    """The names of an exported version's items, and the feedback it learned from."""
     import polars as pl
 
-    path = version / "assets.extra" / "vocabulary" / "items.parquet"
-    if not path.exists():
-        raise ValueError(f"{version} is not a version that tfmetarec exported: it has no {path.relative_to(version)}")
-    frame = pl.read_parquet(path, columns=["item_id", "shown as"])
-    return dict(zip(frame["item_id"].to_list(), frame["shown as"].to_list(), strict=True))
+    extra = version / "assets.extra"
+    items, card = extra / "vocabulary" / "items.parquet", extra / "tfmetarec.json"
+    for path in (items, card):
+        if not path.exists():
+            raise ValueError(
+                f"{version} is not a version that tfmetarec exported: it has no {path.relative_to(version)}"
+            )
+    frame = pl.read_parquet(items, columns=["item_id", "shown as"])
+    names = dict(zip(frame["item_id"].to_list(), frame["shown as"].to_list(), strict=True))
+    return names, json.loads(card.read_text())["feedback"]
+
+
+def _recommendations(found: "list[Explanation]", names: dict[Any, str], because: str | None, width: int) -> Table:
+    """Places, ids, names and scores, and under the heading `because` the interactions that led to each item.
+
+    Names are cut so that the table fits `width`; from 70 columns on ids, scores and contributions are not.
+    """
+    rows = [(str(item), names.get(item, "?"), f"{score:.4f}") for item, score, _ in found]
+    reasons = [_reasons(explanation.because, names) for explanation in found]
+    ids, shown, scores = zip(*rows, strict=True)
+    edges = 3 * (3 + bool(names) + bool(because)) + 1
+    left = width - edges - len(str(len(rows))) - max(map(len, ids)) - max(map(len, scores))
+    reason_width = max(len(line) for text in [because, *reasons] for line in text.splitlines()) if because else 0
+    name_width = max(12, left - reason_width, left * 2 // 5)
+    name_width = min(name_width, max(map(len, shown))) if names else 0
+
+    table = Table()
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("item", no_wrap=True)
+    if names:
+        table.add_column("name", no_wrap=True, overflow="ellipsis", max_width=name_width)
+    table.add_column("score", justify="right", no_wrap=True)
+    if because:
+        table.add_column(because, no_wrap=True, overflow="ellipsis", max_width=max(20, left - name_width))
+    for place, ((item, name, score), reason) in enumerate(zip(rows, reasons, strict=True), 1):
+        table.add_row(str(place), item, *([name] if names else []), score, *([reason] if because else []))
+    return table
+
+
+def _reasons(because: list[tuple[Any, float]], names: dict[Any, str]) -> str:
+    """The up to three interactions that speak for an item the most, one a line."""
+    for_it = [(item, contribution) for item, contribution in because[:3] if round(contribution, 4) > 0]
+    return "\n".join(f"{contribution:+.4f} {names.get(item, item)}" for item, contribution in for_it) or "-"

@@ -4,7 +4,7 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -89,7 +89,13 @@ class EvaluationConfig(_Section):
 
 
 class ExportConfig(_Section):
-    top_k: int = Field(20, ge=1, description="Items that adapt_and_recommend returns.")
+    top_k: int = Field(20, ge=1, description="The most items that a recommendation holds.")
+    warmup_batches: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), description="Batch sizes to warm up.")
+    weights: Literal["float32", "float16", "int8"] = Field("float32", description="How item vectors are stored.")
+    search: Literal["exact", "two_stage"] = Field("exact", description="How the catalogue is searched.")
+    recall: float = Field(0.95, gt=0, le=1, description="That a two-stage search must reach on validation users.")
+    clusters: int | None = Field(None, ge=2, description="Of a two-stage search; unset: the root of the items.")
+    keep: int | None = Field(None, ge=1, description="Versions to keep; unset: all.")
 
 
 class Config(_Section):

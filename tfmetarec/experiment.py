@@ -14,7 +14,7 @@ import inspect
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -200,9 +200,31 @@ def evaluate(
     return table
 
 
-def export_learner(config: Config, run: Path, learner: MetaLearner, to: Path | None = None) -> export.Export:
-    """The next served version of the learner, under `to` or the run folder."""
-    return export.saved_model(learner, to or run / "export" / config.name, top_k=config.export.top_k)
+def export_learner(
+    config: Config, run: Path, learner: MetaLearner, to: Path | None = None, *, dry_run: bool = False
+) -> export.Export:
+    """The next served version of the learner, under `to` or the run folder.
+
+    The data are prepared again where validation users are needed: for a two-stage search, or fewer bits.
+    """
+    wanted = config.export
+    holdout = None
+    if wanted.search != "exact" or wanted.weights != "float32":
+        judged = config.evaluation
+        holdout = export.Holdout(
+            prepare(config).split.validation, judged.shots, judged.query, config.tasks.order, config.seed
+        )
+    return export.saved_model(
+        learner,
+        to or run / "export" / config.name,
+        top_k=wanted.top_k,
+        warmup_batches=wanted.warmup_batches,
+        weights=wanted.weights,
+        search=export.TwoStage(wanted.recall, wanted.clusters, config.seed) if wanted.search == "two_stage" else None,
+        holdout=holdout,
+        keep=wanted.keep,
+        dry_run=dry_run,
+    )
 
 
 def start_run(config: Config, run: Path | None = None) -> Path:
@@ -223,15 +245,22 @@ def start_run(config: Config, run: Path | None = None) -> Path:
     return run
 
 
-def open_run(run: Path) -> Config:
+def open_run(run: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration of an existing run.
 
+    Args:
+        run: its folder.
+        overrides: of keys of `export`, which alone can change once there is a learner.
+
     Raises:
-        ValueError: if the folder is not a run.
+        ValueError: if the folder is not a run, or another key would change.
     """
     if not (run / "config.yaml").exists():
         raise ValueError(f"{run} is not a run folder: it has no config.yaml.")
-    return load(run / "config.yaml")
+    for override in overrides:
+        if not override.startswith("export."):
+            raise ConfigError(f"only keys of `export` can be changed after training. Received: {override!r}")
+    return load(run / "config.yaml", overrides)
 
 
 def load_learner(path: Path) -> MetaLearner:

@@ -86,7 +86,7 @@ def _tell(
     console.print(f"largest difference from the live model: {worst:.1e}")
 
     heading("6  Serve, and ask for a household it has never seen")
-    with serving(published.path.parent, config.name, folder / "server.log") as (grpc_port, rest_port):
+    with serving(published.base, config.name, folder / "server.log") as (grpc_port, rest_port):
         console.print(f"serving on gRPC port {grpc_port} and REST port {rest_port}")
         _ask(config, prepared.split.test, vocabulary, grpc_port, rest_port, console)
     console.print("The server is stopped.")

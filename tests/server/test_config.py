@@ -70,6 +70,22 @@ def test_a_model_cannot_change_its_platform():
         config.check_platforms(models(ONE), models(ONE.replace("tensorflow", "other")))
 
 
+def test_a_session_file_is_read(tmp_path):
+    path = tmp_path / "session.config"
+    path.write_text("inter_op_parallelism_threads: 3 allow_soft_placement: true")
+    assert config.read_session(str(path)).inter_op_parallelism_threads == 3
+
+
+def test_both_ways_of_naming_the_models_may_be_given_as_the_docker_image_does():
+    parsed = flags.parse(["--model_name=m", "--model_base_path=/models/m", "--model_config_file=/models.config"])
+    assert parsed.model_config_file == "/models.config"
+
+
+def test_a_socket_file_will_do_without_a_port():
+    parsed = flags.parse(["--model_base_path=/m", "--port=0", "--grpc_socket_path=/run/m.sock"])
+    assert (parsed.port, parsed.rest_api_port, parsed.grpc_socket_path) == (0, 0, "/run/m.sock")
+
+
 def test_flags_are_taken_in_both_spellings():
     parsed = flags.parse(["--model_base_path", "/m", "--port=1", "--rest_api_port=2", "--enable_batching=false"])
     assert (parsed.model_base_path, parsed.port, parsed.rest_api_port) == ("/m", 1, 2)
@@ -80,12 +96,23 @@ def test_flags_are_taken_in_both_spellings():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "Exactly one of `--model_base_path` and `--model_config_file` must be given"),
-        (["--model_base_path=/m", "--model_config_file=/c"], "Exactly one of"),
+        ([], "`--model_base_path` or `--model_config_file` must be given. Received: neither"),
         (["--model_base_path=/m", "--port=1", "--rest_api_port=1"], "must differ"),
         (["--model_base_path=/m", "--port=0"], "at least one must not be 0"),
         (["--model_base_path=/m", "--port=70000"], "`--port` must be from 0 to 65535. Received: 70000"),
         (["--model_base_path=/m", "--batching_parameters_file=/b"], "needs `--enable_batching`"),
+        (
+            ["--model_base_path=/m", "--enable_per_model_batching_parameters"],
+            "`--enable_per_model_batching_parameters` needs `--enable_batching`, which is not set.",
+        ),
+        (
+            [
+                "--model_base_path=/m",
+                "--tensorflow_session_parallelism=2",
+                "--tensorflow_intra_op_parallelism=2",
+            ],
+            "`--tensorflow_session_parallelism` stands for `--tensorflow_intra_op_parallelism` and",
+        ),
         (["--model_base_path=/m", "--enable_batching=maybe"], "must be true or false. Received: maybe"),
         (
             ["--model_base_path=/m", "--no_such_flag=1"],

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from tfmetarec.server import json_text
@@ -23,7 +25,11 @@ from tfmetarec.server.status import StatusError
         (b'{"a": -Infinite}', "Invalid value.", 14),
         (b'{"a": "\\ud800"}', "The surrogate pair in string is invalid.", 7),
         (b'{"a": "\\ude00\\ud800"}', "The surrogate pair in string is invalid.", 7),
-        (b'{"a": 1' + b"0" * 5000 + b"}", "Number too big to be stored in double.", 0),
+        (b'{"a": 1' + b"0" * 5000 + b"}", "Number too big to be stored in double.", 6),
+        (b'{"a": [1, -1e400]}', "Number too big to be stored in double.", 10),
+        (b'{"a": 1E+309}', "Number too big to be stored in double.", 6),
+        (b'{"a": Infinit}', "Invalid value.", 13),
+        (b'{"a": -In}', "Invalid value.", 9),
         (b'{"a": "\x01"}', "Invalid encoding in string.", 7),
         ('{"é": nul}'.encode(), "Invalid value.", 10),
     ],
@@ -32,6 +38,33 @@ def test_a_malformed_document_is_explained_with_the_byte_where_reading_stopped(b
     with pytest.raises(StatusError) as caught:
         json_text.parse_object(body)
     assert caught.value.message == f"JSON Parse error: {reason} at offset: {offset}"
+
+
+def test_the_short_words_for_numbers_that_are_none_are_read_outside_of_text():
+    value = json_text.parse_object(
+        b'{"Inf": [Inf, -Inf, -NaN, Infinity, "-Inf -NaN \\" Inf"], "e": "1e400", "x": 1e308}'
+    )
+    assert value["Inf"][:2] == [math.inf, -math.inf]
+    assert math.isnan(value["Inf"][2])
+    assert value["Inf"][3:] == [math.inf, '-Inf -NaN " Inf']
+    assert (value["e"], value["x"]) == ("1e400", 1e308)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.5, "1.5"),
+        (0.123456789, "0.123456791"),  # As float32, which needs nine digits.
+        (1e300, "1e+300"),
+        (-1.0000000001e300, "-1.0000000001e+300"),
+        (math.inf, "Infinity"),
+        (2**64 - 1, "18446744073709551615"),
+        (2**64, "1.84467441e+19"),  # Past 64 bits it is no integer any more.
+        ([0.123456789, 2**64], "[0.123456789, 18446744073709552000.0]"),
+    ],
+)
+def test_numbers_are_shown_in_errors_as_rapidjson_holds_them(value, text):
+    assert json_text.pretty(value) == text
 
 
 def test_text_behind_the_document_is_ignored_and_whole_surrogate_pairs_are_read():

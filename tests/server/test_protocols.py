@@ -40,7 +40,8 @@ def server(exported, tmp_path_factory):
         f'model_config_list {{ config {{ name: "basket" base_path: "{root}" model_platform: "tensorflow" '
         'model_version_policy { all {} } version_labels { key: "stable" value: 1 } } }'
     )
-    with Server(model_config_file=file, metrics_path=rest.DEFAULT_METRICS_PATH, cors=True) as running:
+    settings = {"metrics_path": rest.DEFAULT_METRICS_PATH, "cors": True, "allow_labels_for_unavailable": True}
+    with Server(model_config_file=file, **settings) as running:
         running.wait_until_available(10)
         yield running
 
@@ -219,6 +220,14 @@ def test_requests_without_what_they_need_are_refused(stubs):
     )
 
 
+def test_a_long_message_is_cut_as_tensorflow_serving_cuts_it(stubs):
+    # 52 of the 1,024 bytes come before the name; half of the letter at their end is left out.
+    for name, cut in (("x" * 2000, "x" * 972), ("x" + "é" * 900, "x" + "é" * 485)):
+        code, message = failed(stubs[0].Predict, predict_request("text", text="a", **{name: "a"}))
+        assert code == "INVALID_ARGUMENT"
+        assert message == f"input size does not match signature: 2!=1 len({{text,{cut}...TRUNCATED"
+
+
 def test_a_wrong_type_is_refused_before_the_graph_runs(stubs):
     assert failed(stubs[0].Predict, predict_request("total", x=np.float64([1.0]))) == (
         "INVALID_ARGUMENT",
@@ -364,4 +373,4 @@ def test_the_prometheus_page_counts_requests_by_model_and_status(server, call):
     latency = ':tensorflow:serving:request_latency_bucket{model_name="basket",API="predict",entrypoint="REST",le="'
     buckets = [int(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(latency)]
     assert buckets == sorted(buckets)
-    assert len(buckets) == 33
+    assert len(buckets) == 34  # 33 limits and infinity.

@@ -81,18 +81,40 @@ def test_strings_come_from_text_and_from_base64_and_keep_zero_bytes():
     assert body.inputs["x"].tolist() == ["é".encode(), b"\x00\x01"]
 
 
+@pytest.mark.parametrize("text", ["aGk", "aGk=", "aGk.", " a G\nk= "])
+def test_base64_needs_no_padding(text):
+    assert read({"inputs": {"b64": text}}, x="STRING").inputs["x"].item() == b"hi"
+
+
+@pytest.mark.parametrize("text", ["aGk==", "aGk=x", "a", "aG=", "_-8=", "@@@"])
+def test_base64_with_wrong_padding_or_characters_is_refused(text):
+    with pytest.raises(StatusError, match="Unable to base64 decode"):
+        read({"inputs": {"b64": text}}, x="STRING")
+
+
+@pytest.mark.parametrize("kind", ["FLOAT", "DOUBLE", "INT64"])
+def test_integers_of_hundreds_of_digits_are_refused(kind):
+    with pytest.raises(StatusError) as caught:
+        read({"inputs": [1, -(10**400)]}, x=kind)
+    assert str(caught.value) == "INVALID_ARGUMENT: JSON Parse error: Number too big to be stored in double."
+
+
 def test_complex_inputs_are_unimplemented():
     with pytest.raises(StatusError) as caught:
         read({"instances": [1.0]}, x="COMPLEX64")
     assert caught.value.code == "UNIMPLEMENTED" or "UNIMPLEMENTED" in caught.value.message
 
 
-def test_more_dimensions_than_a_tensor_can_have_are_refused():
-    value = 1.0
-    for _ in range(65):
-        value = [value]
-    with pytest.raises(StatusError, match=r"at most 64 dimensions\. Received: 65"):
-        read({"inputs": value}, x="FLOAT")
+def nested(levels):
+    return nested(levels - 1)[None] if levels else np.array("a")
+
+
+@pytest.mark.parametrize("key", ["inputs", "instances"])
+def test_more_dimensions_than_a_tensor_can_have_are_refused(key):
+    # One more, and TensorFlow's conversion of text from NumPy ends the process.
+    assert read({key: nested(32).tolist()}, x="STRING").inputs["x"].ndim == 32
+    with pytest.raises(StatusError, match=r"at most 32 dimensions\. Received: 33"):
+        read({key: nested(33).tolist()}, x="STRING")
 
 
 def test_a_signature_without_inputs_is_refused():

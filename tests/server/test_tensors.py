@@ -12,11 +12,12 @@ TYPES += ["uint32", "uint64", "bool", "complex64", "complex128"]
 
 @pytest.mark.parametrize("name", TYPES)
 @pytest.mark.parametrize("shape", [(), (3,), (2, 2), (0,), (2, 0)])
-def test_tensorflow_reads_what_is_written_and_the_other_way_round(name, shape):
+@pytest.mark.parametrize("as_content", [False, True])
+def test_tensorflow_reads_what_is_written_and_the_other_way_round(name, shape, as_content):
     dtype = tf.as_dtype(name).as_numpy_dtype
     array = (np.random.default_rng(0).integers(0, 100, shape)).astype(dtype)
     proto = tensor_pb2.TensorProto()
-    tensors.to_proto(array, proto)
+    tensors.to_proto(array, proto, as_content)
     for read in (tf.make_ndarray(proto), tensors.from_proto(proto, "x")):
         np.testing.assert_array_equal(read, array)
         assert read.dtype == dtype
@@ -28,6 +29,20 @@ def test_strings_keep_zero_bytes():
     proto = tensor_pb2.TensorProto()
     tensors.to_proto(array, proto)
     assert tensors.from_proto(proto, "x").tolist() == array.tolist()
+
+
+def test_strings_can_be_packed_into_bytes_as_tensorflow_packs_them():
+    array = np.array([b"ab", b"", b"x" * 130], np.object_)
+    proto = tensor_pb2.TensorProto()
+    tensors.to_proto(array, proto, as_content=True)
+    assert proto.tensor_content == b"\x02\x00\x82\x01ab" + b"x" * 130  # 130 = 0b1_0000010: low seven bits first.
+    assert tensors.from_proto(proto, "x").tolist() == array.tolist()
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:  # The C++ reader agrees.
+        assert session.run(tf.raw_ops.Identity(input=parsed(proto))).tolist() == array.tolist()
+
+
+def parsed(proto):
+    return tf.io.parse_tensor(proto.SerializeToString(), tf.string)
 
 
 def proto(**fields):
@@ -54,6 +69,8 @@ def test_missing_values_repeat_the_last_one_and_none_at_all_means_zero():
         {"dtype": types_pb2.DT_RESOURCE, "shape": [1]},
         {"dtype": types_pb2.DT_FLOAT, "shape": [-1], "float_val": [1.0]},
         {"dtype": types_pb2.DT_STRING, "shape": [1], "tensor_content": b"x"},
+        {"dtype": types_pb2.DT_STRING, "shape": [2], "tensor_content": b"\x01"},
+        {"dtype": types_pb2.DT_STRING, "shape": [1], "tensor_content": b"\xff" * 9 + b"\x01"},
         {"dtype": types_pb2.DT_FLOAT, "shape": [1 << 40], "float_val": [1.0]},
         {"dtype": types_pb2.DT_FLOAT, "shape": [1 << 62, 1 << 62], "float_val": [1.0]},
         {"dtype": types_pb2.DT_FLOAT, "shape": [0, 1 << 62]},

@@ -18,6 +18,7 @@ from tensorflow_serving.apis import (
     model_service_pb2_grpc,
     predict_pb2,
     prediction_log_pb2,
+    prediction_service_pb2_grpc,
 )
 
 from tfmetarec.server import BatchingOptions, Server, StatusError, inference
@@ -238,6 +239,46 @@ def test_configuration_is_replaced_as_a_whole_and_labels_follow_versions(exporte
         assert http_call(server.rest_api_port, "POST", path, body)[0] == 400  # Labels went with the model.
 
 
+def test_a_label_cannot_come_with_its_version_except_where_labels_may_wait(exported, base, tmp_path, http_call):
+    publish(exported, base, "2")
+
+    def listing(more):
+        return (
+            f'model_config_list {{ config {{ name: "basket" base_path: "{base}" model_platform: "tensorflow" '
+            f"{more} }} }}"
+        )
+
+    both = "model_version_policy { specific { versions: 1 versions: 2 } }"
+    old, new = 'version_labels { key: "stable" value: 1 }', 'version_labels { key: "canary" value: 2 }'
+    refused = "Request to assign label to version 1 of model basket, which is not currently available for inference"
+    file = tmp_path / "models.config"
+    file.write_text(listing(both + old))
+    with pytest.raises(StatusError, match=refused), Server(model_config_file=file):
+        pass
+    with Server("basket", base, file_system_poll_wait_s=0) as server:
+        assert reload(server, listing(both + old)) == ("FAILED_PRECONDITION", refused)
+        assert states(server) == {2: "AVAILABLE"}  # Labels come first: version 1 was not even loaded.
+    with Server(model_config_file=file, allow_labels_for_unavailable=True, file_system_poll_wait_s=0) as server:
+        assert states(server) == {2: "AVAILABLE", 1: "AVAILABLE"}
+        assert reload(server, listing(old + new)) == ("OK", "")  # Version 1 goes; its label had it before.
+        wait_for(lambda: states(server)[1] == "END")
+        path = "/v1/models/basket/labels/stable:predict"
+        status, page = http_call(server.rest_api_port, "POST", path, {"signature_name": "total", "inputs": [1.0]})
+        assert (status, page["error"]) == (404, "Servable not found for request: Specific(basket, 1)")
+        moved = new.replace("value: 2", "value: 1")  # A label that was somewhere may only move to what is there.
+        assert reload(server, listing(moved)) == ("FAILED_PRECONDITION", refused)
+
+
+def test_a_reload_counts_models_where_the_start_counts_servables(base, tmp_path):
+    (tmp_path / "broken" / "1").mkdir(parents=True)
+    entry = 'config {{ name: "{0}" base_path: "{1}" model_platform: "tensorflow" }}'
+    with Server("basket", base) as server:
+        text = entry.format("basket", base) + entry.format("broken", tmp_path / "broken")
+        code, message = reload(server, f"model_config_list {{ {text} }}")
+        assert code == "UNKNOWN"
+        assert message.startswith("1 model(s) did not become available: {{{name: broken version: 1} due to error: ")
+
+
 def test_a_rejected_platform_blocks_later_reloads_as_in_tensorflow_serving(base, http_call):
     listing = f'model_config_list {{ config {{ name: "basket" base_path: "{base}" model_type: TENSORFLOW }} %s }}'
     good, new = listing % "", listing % f'config {{ name: "new" base_path: "{base}" }}'
@@ -267,6 +308,34 @@ def test_a_request_past_the_time_limit_is_a_504(base, http_call):
         assert status == 504
         assert page["error"]
         assert scored(http_call, server) == [2.0]
+
+
+def test_work_for_a_client_that_no_longer_waits_is_ended(base):
+    with (
+        Server("basket", base, rest_api_port=None, grpc_threads=1) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+    ):
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        request = predict_pb2.PredictRequest(model_spec={"name": "basket", "signature_name": "slow"})
+        request.inputs["steps"].CopyFrom(tf.make_tensor_proto(np.int32([10**9])))
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Predict(request, timeout=0.3)
+        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        request.inputs["steps"].CopyFrom(tf.make_tensor_proto(np.int32([1])))
+        assert stub.Predict(request, timeout=20).outputs["done"].float_val == [1.0]  # The only thread is free again.
+
+
+def test_tensors_are_sent_as_bytes_where_that_was_asked_for(base):
+    request = predict_pb2.PredictRequest(model_spec={"name": "basket", "signature_name": "text"})
+    request.inputs["text"].CopyFrom(tf.make_tensor_proto(["ab"]))
+    for tensor_content, values, content in ((False, [b"ab"], b""), (True, [], b"\x02ab")):
+        with (
+            Server("basket", base, rest_api_port=None, tensor_content=tensor_content) as server,
+            grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
+        ):
+            stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+            answer = stub.Predict(request, timeout=20).outputs["text"]
+            assert (list(answer.string_val), answer.tensor_content) == (values, content)
 
 
 def test_compiled_functions_fail_as_in_tensorflow_serving_unless_allowed(tmp_path, http_call, caplog):
@@ -321,16 +390,20 @@ def write_warmup(base, records):
 def test_recorded_requests_run_before_a_version_is_served(base, caplog):
     caplog.set_level(logging.INFO)
     good = predict_log(values=np.float32([[1, 2]]), length=np.int32([2])).SerializeToString()
-    write_warmup(base, [good, good])
+    empty = prediction_log_pb2.PredictionLog().SerializeToString()  # Holds no request, and is passed over.
+    write_warmup(base, [good, good, empty])
     with Server("basket", base):
-        assert "Warmed up basket version 1 with 2 requests" in caplog.text
+        assert "Warmed up basket version 1 with 3 requests" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("record", "message"),
     [
         (predict_log(values=np.float32([[1, 2]])).SerializeToString(), "Missing but required: {length}"),
-        (prediction_log_pb2.PredictionLog().SerializeToString(), "Unsupported log_type for warmup: none"),
+        (
+            prediction_log_pb2.PredictionLog(session_run_log={}).SerializeToString(),
+            "Unsupported log_type for warmup: 5",
+        ),
         (b"\xff\xff", "Failed to parse warmup record"),
     ],
 )

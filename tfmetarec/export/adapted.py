@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmetarec.export.catalogue import Catalogue
+from tfmetarec.export.small_products import small_products
 from tfmetarec.meta.learner import AdaptedState, MetaLearner
 
 
@@ -35,7 +36,8 @@ class Query(NamedTuple):
     query: tf.Tensor
 
     def scores(self, items: Any) -> tf.Tensor:
-        return self.learner.activate(tf.linalg.matvec(items, self.query))
+        with small_products():
+            return self.learner.activate(tf.linalg.matvec(items, self.query))
 
     def scores_of_all(self, catalogue: Catalogue) -> tf.Tensor:
         return self.learner.activate(catalogue.products(self.query))
@@ -60,7 +62,8 @@ class Weights(NamedTuple):
     user: Any
 
     def scores(self, items: Any) -> tf.Tensor:
-        return self.learner.score_rows(self.weights, self.user, items)
+        with small_products():
+            return self.learner.score_rows(self.weights, self.user, items)
 
     def scores_of_all(self, catalogue: Catalogue) -> tf.Tensor:
         return self.learner.score_rows(self.weights, self.user, catalogue.whole(), common="item")

@@ -82,7 +82,11 @@ def fit(vectors: np.ndarray, queries: np.ndarray, top_k: int, wanted: TwoStage) 
     count = min(wanted.clusters or round(n**0.5), n)
     rng = np.random.default_rng(wanted.seed)
     sample = vectors if n <= _SAMPLE * count else vectors[rng.choice(n, _SAMPLE * count, replace=False)]
-    means = MiniBatchKMeans(count, batch_size=min(len(sample), 8192), n_init=1, max_iter=20, random_state=wanted.seed)
+    # k-means++ starts on a few points for each cluster: on more it takes minutes, and ends no better.
+    start = min(len(sample), max(6 * count, 1000))
+    means = MiniBatchKMeans(
+        count, batch_size=min(len(sample), 8192), n_init=1, init_size=start, max_iter=20, random_state=wanted.seed
+    )
     centroids = means.fit(sample).cluster_centers_.astype(np.float32)
     owner = _nearest(vectors, centroids)
     # Centroids move to the means of all their items: the sample was only to find them.

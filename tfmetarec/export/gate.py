@@ -89,8 +89,10 @@ def _compare(case: str, found: dict[str, Any], expected: dict[str, np.ndarray], 
         got = found[name]
         if got.shape[:1] != (batch,) or got.shape != value.shape:
             raise GateError(f"{case} answers {name!r} with shape {got.shape} where the live model has {value.shape}.")
-        if name == "contributions":  # Of an item that ties with another one they are another's.
-            got = np.where((found["items"] == expected["items"])[:, :, None], got, value)
+        if name == "contributions":  # Differences of scores, as exact as these; of an item that ties, another's.
+            size = np.maximum(1.0, np.abs(np.where(np.isfinite(expected["scores"]), expected["scores"], 0.0)))
+            got = np.where((found["items"] == expected["items"])[:, :, None], got, value) / size[:, :, None]
+            value = value / size[:, :, None]
         if value.dtype.kind == "f" and not np.allclose(got, value, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
             raise GateError(
                 f"{case} answers {name!r} differently from the live model: up to {_apart(got, value):.2g} apart."

@@ -66,7 +66,7 @@ def precision_cost(learner: MetaLearner, served: ServedLearner, holdout: Holdout
         seed=holdout.seed,
     )
     metric = next(name for name in table.summary["metric"].unique(maintain_order=True) if name.startswith("ndcg"))
-    means = [float(table.per_user.filter(learner=name)[metric].mean()) for name in names]  # type: ignore[arg-type]
+    means = [float(table.per_user.filter(learner=name)[metric].mean()) for name in names]
     return PrecisionCost(metric, *means)
 
 

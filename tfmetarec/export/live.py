@@ -104,8 +104,8 @@ class LiveLearner:
     def _best(self, scores: np.ndarray, request: Request, found: Answer | None) -> Answer:
         """The best items of `(B, I)` scores that the request allows."""
         scores[:, 0] = -np.inf
-        for ids, length in (("support", "support_length"), ("exclude", "exclude_length")):
-            for row, (out, count) in enumerate(zip(request.get(ids, ()), request.get(length, ()), strict=True)):
+        for name, length in (("support", "support_length"), ("exclude", "exclude_length")):
+            for row, (out, count) in enumerate(zip(request.get(name, ()), request.get(length, ()), strict=True)):
                 scores[row, self.vocabulary.item_rows(out[:count])] = -np.inf
         for name, wire in self.served.filters.items():
             if wire in request:

@@ -1,10 +1,7 @@
 """Publishing a learner as a version of a served model: whole, checked, or not at all."""
 
 import json
-import logging
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as installed_version
@@ -19,7 +16,9 @@ from tfmetarec.export.clusters import WORTH_IT, Clusters, TwoStage, fit
 from tfmetarec.export.example_requests import example_request
 from tfmetarec.export.holdout import Holdout, PrecisionCost, precision_cost, queries
 from tfmetarec.export.publishing import check_keep, next_version, prune, publish, staging
+from tfmetarec.export.quiet import quietly
 from tfmetarec.export.signatures import DESCRIPTIONS, ServedLearner
+from tfmetarec.export.small_products import rewrite_small_products
 from tfmetarec.export.warmup import write_warmup
 from tfmetarec.meta.learner import MetaLearner
 
@@ -29,7 +28,8 @@ class Export:
     """A version of a served model.
 
     Attributes:
-        path: its folder, `PATH/VERSION`; `None` after a dry run.
+        base: base path of the served model.
+        path: its folder, `BASE/VERSION`; `None` after a dry run.
         version: int. The number it has, or would have.
         differences: largest absolute difference from the live model, per signature.
         search: one sentence about how the catalogue is searched.
@@ -37,6 +37,7 @@ class Export:
         removed: older versions that were deleted.
     """
 
+    base: Path
     path: Path | None
     version: int
     differences: dict[str, float]
@@ -78,7 +79,8 @@ def saved_model(
             recall asked for would take a large part of the catalogue, the search stays exact and `Export.search`
             says so. Requests that filter by category are always searched exactly.
         holdout: users to measure on what `search` and fewer bits give up.
-        keep: int, at least 1. Delete all but so many of the newest versions afterwards. Defaults to keeping all.
+        keep: int, at least 1. Delete all but so many of the newest versions afterwards, whatever label a server's
+            configuration gives them. Defaults to keeping all.
         dry_run: bool. Do everything but publish.
 
     Raises:
@@ -92,8 +94,9 @@ def saved_model(
     base = Path(path)
     with staging(base) as staged:
         signatures = served.signatures()
-        with _quietly():
+        with quietly():
             tf.saved_model.save(served.resources(signatures), str(staged), signatures=signatures)
+        rewrite_small_products(staged)
         requests = [
             (name, example_request(served, name, batch=batch, support=20, candidates=100, seed=0))
             for name in signatures
@@ -105,10 +108,10 @@ def saved_model(
         (staged / "assets.extra" / "tfmetarec.json").write_text(json.dumps(card, indent=1))
         differences = gate.check(staged, served)
         if dry_run:
-            return Export(None, next_version(base), differences, searching, precision)
+            return Export(base, None, next_version(base), differences, searching, precision)
         version = publish(staged, base)
     removed = tuple(prune(base, keep)) if keep is not None else ()
-    return Export(base / str(version), version, differences, searching, precision, removed)
+    return Export(base, base / str(version), version, differences, searching, precision, removed)
 
 
 def _served(
@@ -143,18 +146,6 @@ def _two_stage(clusters: Clusters, found: str) -> str:
         f"two stages: {clusters.probes} of {len(clusters.centroids):,} clusters, {clusters.share:.1%} of "
         f"{len(clusters.order):,} items, {found}"
     )
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without TensorFlow's line about the assets of a folder that is about to be renamed."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _card(served: ServedLearner, warmup_batches: tuple[int, ...], searching: str) -> dict[str, Any]:

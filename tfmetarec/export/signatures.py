@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from tfmetarec.export.adapted import Query, StateFormat, Weights, adapted
 from tfmetarec.export.catalogue import Catalogue
 from tfmetarec.export.clusters import Clusters
 from tfmetarec.export.names import input_names
+from tfmetarec.export.small_products import small_products
 from tfmetarec.export.tables import WEIGHTS
 from tfmetarec.meta.learner import MetaLearner
 from tfmetarec.meta.paths import EncodedNegatives, TaskRows
@@ -109,7 +111,7 @@ class ServedLearner:
         stay behind.
         """
         module = tf.Module(name="served_learner")
-        variables = {}
+        variables: dict[int, tf.Variable] = {}
         for function in signatures.values():
             handles = {
                 id(tensor) for tensor in function.captured_inputs
@@ -261,7 +263,9 @@ class ServedLearner:
         return self.catalogue.rows(self._rows(raw_ids))
 
     def _start(self, inputs: dict[str, tf.Tensor], batch: tf.Tensor) -> Query | Weights:
-        return adapted(self.learner, self.learner.starting_weights(batch), self._user(inputs, batch))
+        user = self._user(inputs, batch)
+        with small_products():
+            return adapted(self.learner, self.learner.starting_weights(batch), user)
 
     def _evidence(self, inputs: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         support = inputs["support"]
@@ -283,10 +287,13 @@ class ServedLearner:
             )
             real &= tf.tile(kept, [tf.shape(support)[0], 1])
             label = tf.where(real, label, 0.0)
-        task = TaskRows(user, items, label, tf.cast(real, label.dtype), self._negatives(rows, real))
-        return adapted(self.learner, self.learner.adapt_rows(task), user)
+        task = TaskRows(user, items, label, tf.cast(real, label.dtype), self.negatives(rows, real))
+        # Negatives before every layer make large products, which are better off as they are.
+        with small_products() if task.negatives is None or self.learner.is_retrieval else nullcontext():
+            return adapted(self.learner, self.learner.adapt_rows(task), user)
 
-    def _negatives(self, rows: tf.Tensor, real: tf.Tensor) -> EncodedNegatives | None:
+    def negatives(self, rows: tf.Tensor, real: tf.Tensor) -> EncodedNegatives | None:
+        """What implicit feedback is contrasted with, for support rows `(B, S)` as far as `real` `(B, S)` says so."""
         learner = self.learner
         if learner.feedback == "explicit":
             return None

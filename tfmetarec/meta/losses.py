@@ -36,7 +36,9 @@ def weighted_mean(values: tf.Tensor, weight: tf.Tensor, shrinkage: float = 0.0) 
     >>> float(weighted_mean(tf.constant([1.0, 5.0]), tf.constant([3.0, 1.0]), shrinkage=4.0))
     1.0
     """
-    return tf.math.divide_no_nan(tf.reduce_sum(values * weight, -1), tf.reduce_sum(weight, -1) + shrinkage)
+    # Shares first: they are no function of the weights that adapt, and so are the same at every step.
+    share = tf.math.divide_no_nan(weight, tf.reduce_sum(weight, -1, keepdims=True) + shrinkage)
+    return tf.reduce_sum(values * share, -1)
 
 
 @keras.saving.register_keras_serializable(package="tfmetarec")
@@ -100,8 +102,10 @@ class RowLoss:
         return 0.5 * (value + contrast * evidence)
 
     def _each(self, label: tf.Tensor, score: tf.Tensor) -> tf.Tensor:
+        if self.name == "mean_squared_error":  # Of one value: Keras's own takes a mean, and ten operations for it.
+            return tf.math.squared_difference(tf.cast(label, score.dtype), score)
         function: Callable = self.loss.call if isinstance(self.loss, keras.losses.Loss) else self.loss
-        return function(label[..., None], score[..., None])
+        return function(tf.expand_dims(label, -1), tf.expand_dims(score, -1))
 
     def get_config(self) -> dict[str, Any]:
         return {"loss": keras.losses.serialize(self.loss)}

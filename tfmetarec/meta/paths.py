@@ -252,10 +252,10 @@ class Dense:
         with tf.GradientTape() as tape:
             apply = self._layers(weights, tape, taps)
             each, _ = self._losses(apply, rows, how.loss, how.shrinkage, how.dropout)
-            total = tf.reduce_sum(each)  # Tasks do not meet, so each has its own gradient in it.
         if self._first is None:
             self._first = self._find_first(rows, weights)
-        signals = tape.gradient(total, [tap.outputs for tap in taps], unconnected_gradients="zero")
+        # Of the sum over tasks: they do not meet, so each has its own gradient in it.
+        signals = tape.gradient(each, [tap.outputs for tap in taps], unconnected_gradients="zero")
         gradients = self._gradients(taps, signals, how.second_order)
         if how.clipnorm is not None:
             squared = tf.add_n([gradient.squared_norm() for gradient in gradients.values()])
@@ -284,10 +284,9 @@ class Dense:
             if kernel_place is None and bias_place is None:
                 return layer(inputs)
             inputs = tf.cast(inputs, layer.compute_dtype)
-            outputs = _times(inputs, layer._kernel.value if kernel_place is None else weights[kernel_place])
-            if layer.bias is not None:
-                bias = layer.bias.value if bias_place is None else weights[bias_place]
-                outputs += tf.cast(bias if bias.shape.rank == 1 else bias[:, None], outputs.dtype)
+            kernel = layer._kernel.value if kernel_place is None else weights[kernel_place]
+            bias = None if layer.bias is None else layer.bias.value if bias_place is None else weights[bias_place]
+            outputs = _affine(inputs, kernel, bias)
             if tape is not None and taps is not None:
                 tape.watch(outputs)
                 taps.append(_Tap(layer, inputs, outputs))
@@ -424,6 +423,28 @@ def _joined(parts: Any) -> tf.Tensor:
 def _product(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
     """`left^T right`: `(T, R, D_in)`, `(T, R, D_out)` -> `(T, D_in, D_out)`."""
     return tf.matmul(left, right, transpose_a=True)
+
+
+def _affine(inputs: tf.Tensor, kernel: Any, bias: tf.Tensor | None) -> tf.Tensor:
+    """`(T, R, D_in)` under each task's kernel, see `_times`, and bias: `(D_out,)` or `(T, D_out)`."""
+    if bias is None:
+        return _times(inputs, kernel)
+    bias = tf.cast(bias, inputs.dtype)
+    if isinstance(kernel, LowRank) or kernel.shape.rank == 2 or bias.shape.rank == 1 or inputs.shape.is_fully_defined():
+        return _times(inputs, kernel) + (bias if bias.shape.rank == 1 else tf.expand_dims(bias, 1))
+    # Tasks and rows are not known, as in a served graph. TensorFlow would compute at every step which dimensions were
+    # broadcast, three operations in four of a small layer: here it is known that the tasks are not.
+    return _own_layer(inputs, tf.cast(kernel, inputs.dtype), bias)
+
+
+@tf.custom_gradient
+def _own_layer(inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> Any:
+    """`(T, R, D_in)`, `(T, D_in, D_out)`, `(T, D_out)` -> `(T, R, D_out)`, and how it is differentiated."""
+
+    def gradient(signal: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        return tf.matmul(signal, kernel, transpose_b=True), _product(inputs, signal), tf.reduce_sum(signal, 1)
+
+    return tf.matmul(inputs, kernel) + tf.expand_dims(bias, 1), gradient
 
 
 def _times(inputs: tf.Tensor, kernel: Any) -> tf.Tensor:

@@ -63,7 +63,7 @@ class DecisionLayers(keras.layers.Layer):
             leading = [b if isinstance(a, int) and a == 1 else a for a, b in sizes]  # No rows are fewer than one.
             user = ops.broadcast_to(user, (*leading, self.user_width))
             vector = ops.broadcast_to(vector, (*leading, self.item_width - 1))
-        scores = self.tower(ops.concatenate([user, vector], axis=-1), apply=apply)[..., 0] + bias
+        scores = ops.squeeze(self.tower(ops.concatenate([user, vector], axis=-1), apply=apply), -1) + bias
         return keras.activations.get(self.activation)(scores)
 
     def get_config(self) -> dict[str, Any]:

@@ -72,9 +72,9 @@ class UserTower(keras.layers.Layer):
         if query.shape[-2] != 1:
             scores = ops.sum(query * item, axis=-1)
         elif len(item.shape) < len(query.shape):  # Items common to all tasks: one matrix product.
-            scores = ops.matmul(query[..., 0, :], ops.transpose(item))
+            scores = ops.matmul(ops.squeeze(query, -2), ops.transpose(item))
         else:  # One user for all rows: a product of a matrix and a vector, for each task.
-            scores = ops.matmul(item, ops.swapaxes(query, -1, -2))[..., 0]
+            scores = ops.squeeze(ops.matmul(item, ops.swapaxes(query, -1, -2)), -1)
         return keras.activations.get(self.activation)(scores)
 
     def get_config(self) -> dict[str, Any]:

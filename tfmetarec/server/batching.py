@@ -15,13 +15,18 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tfmetarec.server import config
 from tfmetarec.server.servable import Run, Servable
 from tfmetarec.server.status import StatusError, failed_precondition, from_exception, invalid_argument
+
+PER_MODEL_FILE = "batching_params.pbtxt"
+_MAX_QUEUES = 256  # Requests choose their outputs; past this many choices they run alone.
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,9 @@ class BatchingOptions:
         allowed_batch_sizes: ascending ints, the last equal to `max_batch_size`. A batch is filled up to the
             next of them with copies of a row. Defaults to none, every size being allowed.
         pad_variable_length_inputs: bool. Whether requests of different inner sizes may share a batch.
+        max_execution_batch_size: int, at least 1 and at most `max_batch_size`, or `None`. Most rows in one run where
+            larger requests are split, `max_batch_size` then being the most rows in one request. Defaults to `None`:
+            requests are not split.
 
     Raises:
         StatusError: INVALID_ARGUMENT if the sizes break a rule.
@@ -47,6 +55,7 @@ class BatchingOptions:
     num_batch_threads: int = os.cpu_count() or 1
     allowed_batch_sizes: tuple[int, ...] = ()
     pad_variable_length_inputs: bool = False
+    max_execution_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         rules = {
@@ -66,16 +75,29 @@ class BatchingOptions:
                 f"Last entry in allowed_batch_sizes must match max_batch_size; last entry was {sizes[-1]}; "
                 f"expected {self.max_batch_size}"
             )
+        rows = self.max_execution_batch_size
+        if rows is not None and not 1 <= rows <= self.max_batch_size:
+            raise invalid_argument(
+                f"`max_execution_batch_size` must be from 1 to `max_batch_size`, {self.max_batch_size}. "
+                f"Received: {rows}"
+            )
 
     @classmethod
     def from_proto(cls, parameters: Any) -> BatchingOptions:
         """Takes what a `BatchingParameters` message sets, and the defaults for the rest."""
-        wrapped = ("max_batch_size", "batch_timeout_micros", "max_enqueued_batches", "num_batch_threads")
+        wrapped = ["max_batch_size", "batch_timeout_micros", "max_enqueued_batches", "num_batch_threads"]
+        if parameters.enable_large_batch_splitting.value:  # Without it the other field means nothing.
+            wrapped.append("max_execution_batch_size")
         return cls(
             **{name: getattr(parameters, name).value for name in wrapped if parameters.HasField(name)},
             allowed_batch_sizes=tuple(parameters.allowed_batch_sizes),
             pad_variable_length_inputs=parameters.pad_variable_length_inputs,
         )
+
+    @property
+    def rows_at_once(self) -> int:
+        """Most rows in one run."""
+        return self.max_execution_batch_size or self.max_batch_size
 
     def padded_size(self, size: int) -> int:
         """The size that a batch of `size` rows is filled up to.
@@ -91,30 +113,55 @@ class BatchingOptions:
 class _Task:
     feeds: dict[str, np.ndarray]
     size: int
-    answer: Future[dict[str, np.ndarray]]
+    answer: Future[dict[str, np.ndarray]] = field(default_factory=Future)
+
+
+def options_of(path: Path, common: BatchingOptions, per_model: bool) -> BatchingOptions | None:
+    """How one version gathers its requests.
+
+    Args:
+        path: Path of the version's directory.
+        common: what holds for all models.
+        per_model: bool. Whether each version has its own options, in `batching_params.pbtxt` beside its graph; one
+            without that file does not batch then. How many batches run at once stays common.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT if the file cannot be read or breaks a rule.
+    """
+    if not per_model:
+        return common
+    file = path / PER_MODEL_FILE
+    if not file.exists():
+        return None
+    own = BatchingOptions.from_proto(config.read_batching(str(file)))
+    return replace(own, num_batch_threads=common.num_batch_threads)
 
 
 def enable_batching(servable: Servable, options: BatchingOptions) -> None:
-    """Makes `servable.run` gather requests, one queue for each signature.
-
-    A request for only some of a signature's outputs matches no queue and runs alone, as in the C++ server.
-    """
+    """Makes `servable.run` gather requests, one queue for each set of inputs and outputs that is asked for."""
     queues: dict[tuple[frozenset[str], frozenset[str]], _Queue] = {}
-    for signature in servable.meta_graph_def.signature_def.values():
-        feeds = frozenset(info.name for info in signature.inputs.values())
-        fetches = frozenset(info.name for info in signature.outputs.values())
-        if feeds and (feeds, fetches) not in queues:
-            queues[feeds, fetches] = _Queue(servable.run_session, sorted(fetches), options)
+    lock = threading.Lock()
+
+    def queue_for(feeds: frozenset[str], fetches: frozenset[str]) -> _Queue | None:
+        with lock:
+            queue = queues.get((feeds, fetches))
+            if queue is None and feeds and len(queues) < _MAX_QUEUES:
+                queue = queues[feeds, fetches] = _Queue(servable.run_session, sorted(fetches), options)
+            return queue
 
     def run(feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int) -> list[np.ndarray]:
-        queue = queues.get((frozenset(feeds), frozenset(fetches)))
+        queue = queue_for(frozenset(feeds), frozenset(fetches))
         if queue is None:
             return servable.run_session(feeds, fetches, timeout_ms)
         arrays = queue.run(feeds, timeout_ms)
         return [arrays[name] for name in fetches]
 
+    def close() -> None:
+        for queue in list(queues.values()):
+            queue.close()
+
     servable.run = run
-    servable.close_hooks += [queue.close for queue in queues.values()]
+    servable.close_hooks.append(close)
 
 
 def _rows_of(feeds: Mapping[str, np.ndarray]) -> int:
@@ -143,19 +190,27 @@ class _Queue:
         options = self._options
         if size > options.max_batch_size:
             raise invalid_argument(f"Task size {size} is larger than maximum input batch size {options.max_batch_size}")
-        task = _Task(dict(feeds), size, Future())
+        rows = options.rows_at_once
+        parts = [
+            _Task({name: array[start : start + rows] for name, array in feeds.items()}, min(rows, size - start))
+            for start in range(0, max(size, 1), rows)
+        ]
         with self._changed:
             if sum(t.size for t in self._waiting) + size > options.max_batch_size * options.max_enqueued_batches:
                 raise StatusError("UNAVAILABLE", "The batch scheduling queue to which this task was submitted is full")
             if len(self._threads) < options.num_batch_threads:  # A quiet signature costs no threads.
                 self._threads.append(threading.Thread(target=self._work, daemon=True, name="batching"))
                 self._threads[-1].start()
-            self._waiting.append(task)
+            self._waiting += parts
             self._changed.notify_all()
+        end = time.monotonic() + timeout_ms / 1000 if timeout_ms else None
         try:
-            return task.answer.result(timeout_ms / 1000 if timeout_ms else None)
+            answers = [part.answer.result(None if end is None else end - time.monotonic()) for part in parts]
         except TimeoutError:
             raise StatusError("RESOURCE_EXHAUSTED", "Run() timeout exceeded while waiting in batching queue") from None
+        if len(answers) == 1:
+            return answers[0]
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in self._fetches}
 
     def close(self) -> None:
         with self._changed:
@@ -177,7 +232,7 @@ class _Queue:
 
     def _next_batch(self) -> list[_Task]:
         """Waits for a full batch, or for the time limit of its first request; empty once closed."""
-        limit = self._options.max_batch_size
+        limit = self._options.rows_at_once
         batch: list[_Task] = []
         with self._changed:
             while not batch:  # Another thread may have taken what this one waited for.

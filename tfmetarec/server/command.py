@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.core.protobuf import config_pb2
 
-from tfmetarec.server import config, flags, rest
+from tfmetarec.server import config, flags, memory, rest
 from tfmetarec.server.batching import BatchingOptions
+from tfmetarec.server.limits import Limits
 from tfmetarec.server.server import Server
 from tfmetarec.server.status import StatusError, invalid_argument
 
@@ -28,12 +33,14 @@ def _from_flags(parsed: Any) -> Server:
     if parsed.monitoring_config_file:
         prometheus = config.read_monitoring(parsed.monitoring_config_file).prometheus_config
         metrics_path = (prometheus.path or rest.DEFAULT_METRICS_PATH) if prometheus.enable else None
+    if parsed.model_config_file and parsed.model_base_path:  # The start script of its Docker image gives both.
+        _LOG.warning("--model_config_file is given, so --model_name and --model_base_path are ignored")
     for name in flags.WITHOUT_EFFECT:
         if getattr(parsed, name) is not None:
             _LOG.warning("The flag --%s has no effect here", name)
     return Server(
         None if parsed.model_config_file else parsed.model_name,
-        parsed.model_base_path or None,
+        None if parsed.model_config_file else parsed.model_base_path,
         parsed.model_config_file or None,
         parsed.port or None,
         parsed.rest_api_port or None,
@@ -41,6 +48,7 @@ def _from_flags(parsed: Any) -> Server:
         file_system_poll_wait_s=parsed.file_system_poll_wait_seconds,
         model_config_file_poll_wait_s=parsed.model_config_file_poll_wait_seconds,
         batching=batching,
+        per_model_batching=parsed.enable_per_model_batching_parameters,
         metrics_path=metrics_path,
         ssl_config_file=parsed.ssl_config_file or None,
         rest_api_timeout_ms=parsed.rest_api_timeout_in_ms,
@@ -51,22 +59,56 @@ def _from_flags(parsed: Any) -> Server:
         load_retry_wait_s=parsed.load_retry_interval_micros / 1e6,
         tags=[tag for tag in parsed.saved_model_tags.split(",") if tag],
         session_threads=parsed.tensorflow_session_parallelism,
+        session_config=_session_config(parsed),
         allow_xla=parsed.xla_cpu_compilation_enabled,
         grpc_threads=parsed.grpc_max_threads,
         grpc_options=_grpc_options(parsed.grpc_channel_arguments),
-        cors=parsed.enable_cors_support,
+        grpc_socket_path=parsed.grpc_socket_path or None,
+        grpc_health=parsed.enable_grpc_healthcheck_service,
+        tensor_content=parsed.enable_serialization_as_tensor_content,
+        cors=parsed.rest_api_enable_cors_support,
+        limits=Limits(
+            max_body_bytes=parsed.max_body_bytes,
+            max_rows=parsed.max_rows,
+            max_bytes_at_once=parsed.max_bytes_at_once,
+            max_connections=parsed.max_connections,
+            max_requests=parsed.max_requests,
+            header_timeout_s=parsed.header_timeout_in_ms / 1000,
+            body_timeout_s=parsed.body_timeout_in_ms / 1000,
+        ),
+        grace_s=parsed.shutdown_grace_in_ms / 1000,
         start_timeout_s=None,
     )
 
 
+def _session_config(parsed: Any) -> config_pb2.ConfigProto | None:
+    session = config_pb2.ConfigProto()
+    if parsed.tensorflow_session_config_file:
+        session = config.read_session(parsed.tensorflow_session_config_file)
+    for name in ("intra", "inter"):
+        threads = getattr(parsed, f"tensorflow_{name}_op_parallelism")
+        if threads:
+            setattr(session, f"{name}_op_parallelism_threads", threads)
+    return session if session.ByteSize() else None
+
+
 @contextlib.contextmanager
 def _on_signals(end: Callable[[], None]) -> Iterator[None]:
-    """Calls `end` on SIGTERM and SIGINT within a `with` block; only the main thread may ask for signals."""
+    """Calls `end` on the first SIGTERM or SIGINT within a `with` block; the second ends the process at once.
+
+    Only the main thread may ask for signals.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda *_: end()) for number in numbers]
+
+    def first(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        end()
+
+    before = [signal.signal(number, first) for number in numbers]
     try:
         yield
     finally:
@@ -105,10 +147,19 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         server = _from_flags(parsed)
+        _prepare_process()
     except StatusError as error:
         _LOG.error("Failed to start server. Error: %s", error)
         return 1
     return _serve(server)
+
+
+def _prepare_process() -> None:
+    memory.prepare()
+    # Threads that compute in Python let the others in sooner: 5 ms each add up within one request.
+    sys.setswitchinterval(0.001)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # A connection is an open file.
 
 
 def _serve(server: Server) -> int:
@@ -128,5 +179,8 @@ def _serve(server: Server) -> int:
             return 1
         stop.wait()
         _LOG.info("Stopping; requests under way may finish")
-        server.stop()
+        if not server.stop():
+            _LOG.warning("Some requests took too long to be waited for")
+            logging.shutdown()
+            os._exit(0)  # Python would wait for the threads of these requests, perhaps for ever.
     return 0

@@ -12,6 +12,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 from google.protobuf.message import Message
+from tensorflow.core.protobuf import config_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from tfmetarec.server.status import invalid_argument
@@ -96,6 +97,11 @@ def read_monitoring(path: str) -> Any:
 def read_ssl(path: str) -> Any:
     """Reads an `SSLConfig` file, with PEM text in `server_key`, `server_cert` and `custom_ca`."""
     return _read(path, _CLASSES["SSLConfig"](), "ssl_config_file")
+
+
+def read_session(path: str) -> config_pb2.ConfigProto:
+    """Reads a `ConfigProto` file, the settings of a TensorFlow session."""
+    return _read(path, config_pb2.ConfigProto(), "tensorflow_session_config_file")
 
 
 def single_model(name: str, base_path: str) -> model_server_config_pb2.ModelServerConfig:

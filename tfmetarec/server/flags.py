@@ -16,12 +16,10 @@ WITHOUT_EFFECT = (
     "num_initial_load_threads",
     "flush_filesystem_caches",
     "per_process_gpu_memory_fraction",
-    "tensorflow_intra_op_parallelism",
-    "tensorflow_inter_op_parallelism",
     "enable_signature_method_name_check",
-    "enable_per_model_batching_parameters",
     "enforce_session_run_timeout",
     "use_alts_credentials",
+    "platform_config_file",
     "remove_unused_fields_from_bundle_metagraph",
     "prefer_tflite_model",
     "num_tflite_pools",
@@ -31,7 +29,6 @@ WITHOUT_EFFECT = (
     "mixed_precision",
     "skip_initialize_tpu",
     "xla_gpu_compilation_enabled",
-    "enable_serialization_as_tensor_content",
 )
 """Flags of the C++ server for what this one does not have; taken, so that one command line fits both."""
 
@@ -79,16 +76,23 @@ def parser() -> argparse.ArgumentParser:
             flags.add_argument(f"--{name}", type=kind, default=default, help=text)
 
     add("port", int, 8500, "port for gRPC; 0 for none")
+    add("grpc_socket_path", str, "", "file of a Unix socket for gRPC, beside the port or without one")
     add("rest_api_port", int, 0, "port for REST; 0 for none")
     add("host", str, "127.0.0.1", "address to listen on; 0.0.0.0 for all. TensorFlow Serving always takes all")
-    add("model_name", str, "default", "name of the one model; not with --model_config_file")
-    add("model_base_path", str, "", "directory with the versions of the one model")
+    add("model_name", str, "default", "name of the one model; ignored with --model_config_file")
+    add("model_base_path", str, "", "directory with the versions of the one model; ignored with --model_config_file")
     add("model_config_file", str, "", "text ModelServerConfig that lists the models")
     add("model_config_file_poll_wait_seconds", int, 0, "seconds between looks at that file; 0 for one look")
     add("file_system_poll_wait_seconds", int, 1, "seconds between looks for new versions; 0 for one look")
     add("rest_api_timeout_in_ms", int, 30000, "time limit for a REST request; 0 for none")
     add("enable_batching", bool, False, "gather requests and run them together")
     add("batching_parameters_file", str, "", "text BatchingParameters; needs --enable_batching")
+    add(
+        "enable_per_model_batching_parameters",
+        bool,
+        False,
+        "let each version's own batching_params.pbtxt say how it batches; needs --enable_batching",
+    )
     add("monitoring_config_file", str, "", "text MonitoringConfig, for the Prometheus page")
     add("ssl_config_file", str, "", "text SSLConfig; makes the gRPC port a TLS port")
     add("enable_model_warmup", bool, True, "run the requests recorded beside a version before serving it")
@@ -104,10 +108,23 @@ def parser() -> argparse.ArgumentParser:
     add("load_retry_interval_micros", int, 60_000_000, "time between those tries")
     add("saved_model_tags", str, "serve", "comma-separated tags of the meta graph to load")
     add("tensorflow_session_parallelism", int, 0, "threads of a model's session; 0 for automatic")
+    add("tensorflow_intra_op_parallelism", int, 0, "threads within an operation, instead of the flag above")
+    add("tensorflow_inter_op_parallelism", int, 0, "operations at once, likewise")
+    add("tensorflow_session_config_file", str, "", "text ConfigProto for the models' sessions")
     add("xla_cpu_compilation_enabled", bool, False, "run functions that were exported with jit_compile")
     add("grpc_max_threads", int, max(16, 4 * (os.cpu_count() or 1)), "gRPC requests answered at once")
     add("grpc_channel_arguments", str, "", "comma-separated key=value arguments for the gRPC server")
-    add("enable_cors_support", bool, False, "let browsers of other origins call the REST API")
+    add("enable_grpc_healthcheck_service", bool, False, "answer grpc.health.v1.Health")
+    add("enable_serialization_as_tensor_content", bool, False, "let predictions over gRPC carry tensors as bytes")
+    add("rest_api_enable_cors_support", bool, False, "let browsers of other origins call the REST API")
+    add("max_body_bytes", int, 32 << 20, "largest request over REST or gRPC; beyond it 413 or RESOURCE_EXHAUSTED")
+    add("max_rows", int, 1 << 16, "largest first dimension of an input: users in one request, as a rule; beyond it 400")
+    add("max_bytes_at_once", int, 128 << 20, "bytes of large REST requests held at once; beyond it 429")
+    add("max_connections", int, 1000, "REST connections at once; beyond it 503")
+    add("max_requests", int, 256, "requests answered at once, REST and gRPC together; beyond it 429 or its gRPC twin")
+    add("header_timeout_in_ms", int, 10_000, "time for a request's headers to arrive, for a gRPC connection to open")
+    add("body_timeout_in_ms", int, 60_000, "time for a REST request's body to arrive, and for its answer to be taken")
+    add("shutdown_grace_in_ms", int, 10_000, "time for requests under way once told to stop")
     add("version", bool, False, "print the version and end")
     for name in WITHOUT_EFFECT:
         flags.add_argument(f"--{name}", nargs="?", const="true", help=argparse.SUPPRESS)
@@ -132,28 +149,43 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     flags = parser().parse_args(list(argv))
     if flags.version:
         return flags
-    if bool(flags.model_base_path) == bool(flags.model_config_file):
-        raise invalid_argument(
-            "Exactly one of `--model_base_path` and `--model_config_file` must be given. Received: "
-            f"model_base_path={flags.model_base_path!r}, model_config_file={flags.model_config_file!r}"
-        )
+    if not flags.model_base_path and not flags.model_config_file:
+        raise invalid_argument("`--model_base_path` or `--model_config_file` must be given. Received: neither")
     for name in ("port", "rest_api_port"):
         if not 0 <= getattr(flags, name) <= 65535:
             raise invalid_argument(f"`--{name}` must be from 0 to 65535. Received: {getattr(flags, name)}")
-    if flags.port == flags.rest_api_port:
+    if flags.port == flags.rest_api_port and (flags.port or not flags.grpc_socket_path):
         raise invalid_argument(
             "`--port` and `--rest_api_port` must differ, and at least one must not be 0. "
             f"Received: {flags.port} for both"
         )
-    if flags.batching_parameters_file and not flags.enable_batching:
-        raise invalid_argument("`--batching_parameters_file` needs `--enable_batching`, which is not set.")
+    for name in ("batching_parameters_file", "enable_per_model_batching_parameters"):
+        if getattr(flags, name) and not flags.enable_batching:
+            raise invalid_argument(f"`--{name}` needs `--enable_batching`, which is not set.")
+    if flags.tensorflow_session_parallelism and (
+        flags.tensorflow_intra_op_parallelism or flags.tensorflow_inter_op_parallelism
+    ):
+        raise invalid_argument(
+            "`--tensorflow_session_parallelism` stands for `--tensorflow_intra_op_parallelism` and "
+            "`--tensorflow_inter_op_parallelism` together; give it or them."
+        )
     least = {
         "rest_api_timeout_in_ms": 0,
         "num_request_iterations_for_warmup": 1,
         "max_num_load_retries": 0,
         "load_retry_interval_micros": 0,
         "tensorflow_session_parallelism": 0,
+        "tensorflow_intra_op_parallelism": 0,
+        "tensorflow_inter_op_parallelism": 0,
         "grpc_max_threads": 1,
+        "max_body_bytes": 1,
+        "max_rows": 1,
+        "max_bytes_at_once": flags.max_body_bytes,
+        "max_connections": 1,
+        "max_requests": 1,
+        "header_timeout_in_ms": 1,
+        "body_timeout_in_ms": 1,
+        "shutdown_grace_in_ms": 0,
     }
     for name, smallest in least.items():
         if getattr(flags, name) < smallest:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -29,6 +31,8 @@ from tfmetarec.server.status import CODES, StatusError, from_exception, invalid_
 
 _LOG = logging.getLogger(__name__)
 _UNLIMITED = -1
+_MAX_MESSAGE_BYTES = 1024
+_LONGEST_TIMEOUT_S = 2**20  # Twelve days; who waits longer has no limit in mind.
 
 SERVER_OPTIONS = [
     ("grpc.max_send_message_length", _UNLIMITED),
@@ -38,7 +42,11 @@ SERVER_OPTIONS = [
 
 
 def _abort(context: grpc.ServicerContext, error: StatusError) -> NoReturn:
-    context.abort(getattr(grpc.StatusCode, error.code), error.message)
+    message = error.message
+    encoded = message.encode(errors="replace")
+    if len(encoded) > _MAX_MESSAGE_BYTES:  # It travels in a header, and clients take only so much of those.
+        message = encoded[:_MAX_MESSAGE_BYTES].decode(errors="ignore") + "...TRUNCATED"
+    context.abort(getattr(grpc.StatusCode, error.code), message)
     raise error  # `abort` has raised already; this tells the type checker.
 
 
@@ -53,23 +61,42 @@ def metadata(store: ModelStore, spec: model_pb2.ModelSpec) -> get_model_metadata
     return response
 
 
-class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict, Classify, Regress, MultiInference and GetModelMetadata."""
+def _timeout_ms(context: grpc.ServicerContext) -> int:
+    """How long a client will wait: longer work is for nobody. 0 if it said nothing.
 
-    def __init__(self, store: ModelStore):
+    Rounded up to a power of two, because a session prepares itself anew for every other time limit.
+    """
+    remaining_s = context.time_remaining()
+    if remaining_s is None or remaining_s > _LONGEST_TIMEOUT_S:
+        return 0
+    return 1 << max(0, math.ceil(remaining_s * 1000) - 1).bit_length()
+
+
+class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
+    """Predict, Classify, Regress, MultiInference and GetModelMetadata.
+
+    Args:
+        store: where the models are.
+        as_content: bool. Whether predictions carry their tensors as bytes. Defaults to `False`.
+    """
+
+    def __init__(self, store: ModelStore, as_content: bool = False):
         self._store = store
+        self._as_content = as_content
 
     def _answer(
         self,
         method: str,
         spec: model_pb2.ModelSpec,
+        request: Any,
         context: grpc.ServicerContext,
-        answer: Callable[[Servable], Any],
+        answer: Callable[[Servable, Any, int], Any],
     ) -> Any:
         started = time.perf_counter()
         try:
             with self._store.use(spec) as servable:
-                response = answer(servable)
+                response = answer(servable, request, _timeout_ms(context))
+                self._store.request_logs.log(servable, request, response)
         except Exception as error:
             status = from_exception(error)
             if status is not error:
@@ -81,40 +108,33 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         return response
 
     def _answer_with_spec(
-        self, method: str, request: Any, context: grpc.ServicerContext, answer: Callable[[Servable], Any]
+        self, method: str, request: Any, context: grpc.ServicerContext, answer: Callable[[Servable, Any, int], Any]
     ) -> Any:
         if not request.HasField("model_spec"):
             _abort(context, invalid_argument("Missing ModelSpec"))
-        return self._answer(method, request.model_spec, context, answer)
+        return self._answer(method, request.model_spec, request, context, answer)
 
     def Predict(
         self, request: predict_pb2.PredictRequest, context: grpc.ServicerContext
     ) -> predict_pb2.PredictResponse:
-        return self._answer_with_spec(
-            "Predict", request, context, lambda servable: inference.predict_request(servable, request)
-        )
+        predict = functools.partial(inference.predict_request, as_content=self._as_content)
+        return self._answer_with_spec("Predict", request, context, predict)
 
     def Classify(
         self, request: classification_pb2.ClassificationRequest, context: grpc.ServicerContext
     ) -> classification_pb2.ClassificationResponse:
-        return self._answer_with_spec(
-            "Classify", request, context, lambda servable: inference.classify(servable, request)
-        )
+        return self._answer_with_spec("Classify", request, context, inference.classify)
 
     def Regress(
         self, request: regression_pb2.RegressionRequest, context: grpc.ServicerContext
     ) -> regression_pb2.RegressionResponse:
-        return self._answer_with_spec(
-            "Regress", request, context, lambda servable: inference.regress(servable, request)
-        )
+        return self._answer_with_spec("Regress", request, context, inference.regress)
 
     def MultiInference(
         self, request: inference_pb2.MultiInferenceRequest, context: grpc.ServicerContext
     ) -> inference_pb2.MultiInferenceResponse:
         spec = request.tasks[0].model_spec if request.tasks else model_pb2.ModelSpec()
-        return self._answer(
-            "MultiInference", spec, context, lambda servable: inference.multi_inference(servable, request)
-        )
+        return self._answer("MultiInference", spec, request, context, inference.multi_inference)
 
     def GetModelMetadata(
         self, request: get_model_metadata_pb2.GetModelMetadataRequest, context: grpc.ServicerContext
@@ -163,7 +183,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         return response
 
 
-def register(server: grpc.Server, store: ModelStore) -> None:
+def register(server: grpc.Server, store: ModelStore, as_content: bool = False) -> None:
     """Adds both services to a gRPC server."""
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(store), server)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(store, as_content), server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(store), server)

@@ -5,6 +5,7 @@ Both protocols and the warm-up come through here, so they agree in every check a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,10 +22,13 @@ from tensorflow_serving.apis import (
 )
 
 from tfmetarec.server import tensors
+from tfmetarec.server.prometheus import METRICS
 from tfmetarec.server.servable import Servable
 from tfmetarec.server.status import StatusError, failed_precondition, invalid_argument
 
 DEFAULT_SIGNATURE = "serving_default"
+MAX_ANSWER_VALUES = 1 << 24
+"""Writing an answer takes up to a hundred bytes a value: with more, one request could take all memory."""
 CLASSIFY = "tensorflow/serving/classify"
 REGRESS = "tensorflow/serving/regress"
 
@@ -87,7 +91,27 @@ def predict(
         fetches[name] = signature.outputs[name].name
     if not fetches:
         fetches = {name: info.name for name, info in signature.outputs.items()}
-    return dict(zip(fetches, servable.run(feeds, list(fetches.values()), timeout_ms), strict=True))
+    arrays = _timed_run(servable, "Predict", feeds, list(fetches.values()), timeout_ms)
+    return dict(zip(fetches, arrays, strict=True))
+
+
+def _timed_run(
+    servable: Servable, method: str, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int
+) -> list[np.ndarray]:
+    rows = max((len(array) for array in feeds.values() if array.ndim), default=0)
+    if servable.max_rows is not None and rows > servable.max_rows:
+        raise invalid_argument(
+            f"The first dimension of an input must be at most {servable.max_rows} here. Received: {rows}"
+        )
+    started = time.perf_counter()
+    arrays = servable.run(feeds, fetches, timeout_ms)
+    values = sum(array.size for array in arrays)
+    if values > MAX_ANSWER_VALUES:
+        raise StatusError(
+            "OUT_OF_RANGE", f"The answer has {values} values, more than the {MAX_ANSWER_VALUES} that one may have."
+        )
+    METRICS.observe_runtime(servable.name, method, time.perf_counter() - started)
+    return arrays
 
 
 def _check_input_names(signature: SignatureDef, sent: set[str]) -> None:
@@ -112,16 +136,29 @@ def _check_input_names(signature: SignatureDef, sent: set[str]) -> None:
         )
 
 
-def predict_request(servable: Servable, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:
-    """Answers a Predict message."""
+def predict_request(
+    servable: Servable, request: predict_pb2.PredictRequest, timeout_ms: int = 0, as_content: bool = False
+) -> predict_pb2.PredictResponse:
+    """Answers a Predict message.
+
+    Args:
+        servable: the version to run.
+        request: PredictRequest.
+        timeout_ms: int, at least 0; 0 for no limit.
+        as_content: bool. Whether the answer carries its tensors as bytes (`tensor_content`), which is faster for
+            large ones, or as typed values. Defaults to `False`.
+
+    Raises:
+        StatusError: where the request does not fit the signature, and whatever the graph raises.
+    """
     signature = predict_signature(servable, request.model_spec.signature_name)
     _check_input_names(signature, set(request.inputs))
     inputs = {name: tensors.from_proto(proto, name) for name, proto in request.inputs.items()}
-    outputs = predict(servable, signature, inputs, list(request.output_filter))
+    outputs = predict(servable, signature, inputs, list(request.output_filter), timeout_ms)
     response = predict_pb2.PredictResponse()
     fill_model_spec(servable, request.model_spec.signature_name, response.model_spec)
     for name, array in outputs.items():
-        tensors.to_proto(array, response.outputs[name])
+        tensors.to_proto(array, response.outputs[name], as_content)
     return response
 
 
@@ -230,10 +267,16 @@ def _regression(
 
 
 def _run_examples(
-    servable: Servable, request_input: input_pb2.Input, feeds: list[str], fetches: list[str], timeout_ms: int
+    servable: Servable,
+    method: str,
+    request_input: input_pb2.Input,
+    feeds: list[str],
+    fetches: list[str],
+    timeout_ms: int,
 ) -> tuple[dict[str, np.ndarray], int]:
     examples = _examples(request_input)
-    arrays = servable.run(dict.fromkeys(feeds, examples), fetches, timeout_ms)
+    arrays = _timed_run(servable, method, dict.fromkeys(feeds, examples), fetches, timeout_ms)
+    METRICS.count_examples(servable.name, len(examples))
     return dict(zip(fetches, arrays, strict=True)), len(examples)
 
 
@@ -249,7 +292,7 @@ def classify(
     signature = _example_signature(servable, name, "No signature was found with the name")
     fetches = _classify_fetches(signature)
     feeds = [signature.inputs["inputs"].name]
-    arrays, count = _run_examples(servable, request.input, feeds, fetches, timeout_ms)
+    arrays, count = _run_examples(servable, "Classify", request.input, feeds, fetches, timeout_ms)
     response = classification_pb2.ClassificationResponse(result=_classification(signature, arrays, count))
     fill_model_spec(servable, name, response.model_spec)
     return response
@@ -267,14 +310,14 @@ def regress(
     signature = _example_signature(servable, name, "No signature was found with the name")
     fetches = _regress_fetches(signature)
     feeds = [signature.inputs["inputs"].name]
-    arrays, count = _run_examples(servable, request.input, feeds, fetches, timeout_ms)
+    arrays, count = _run_examples(servable, "Regress", request.input, feeds, fetches, timeout_ms)
     response = regression_pb2.RegressionResponse(result=_regression(signature, arrays, count))
     fill_model_spec(servable, name, response.model_spec)
     return response
 
 
 def multi_inference(
-    servable: Servable, request: inference_pb2.MultiInferenceRequest
+    servable: Servable, request: inference_pb2.MultiInferenceRequest, timeout_ms: int = 0
 ) -> inference_pb2.MultiInferenceResponse:
     """Answers a MultiInference message: several signatures, the same examples, one run of the graph.
 
@@ -301,7 +344,7 @@ def multi_inference(
             raise StatusError("UNIMPLEMENTED", f"Unsupported signature method_name: {task.method_name}")
         # Signatures of a TensorFlow 2 export each have a placeholder of their own: all get the same examples.
         feeds.add(signatures[name].inputs["inputs"].name)
-    arrays, count = _run_examples(servable, request.input, sorted(feeds), sorted(fetches), 0)
+    arrays, count = _run_examples(servable, "MultiInference", request.input, sorted(feeds), sorted(fetches), timeout_ms)
     response = inference_pb2.MultiInferenceResponse()
     for task, (name, signature) in zip(request.tasks, signatures.items(), strict=True):
         result = response.results.add()

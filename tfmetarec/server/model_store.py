@@ -19,6 +19,7 @@ from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from tfmetarec.server import config
+from tfmetarec.server.request_log import RequestLogs
 from tfmetarec.server.servable import Servable
 from tfmetarec.server.status import CODES, StatusError, failed_precondition, from_exception, invalid_argument
 from tfmetarec.server.version_paths import ModelConfig, missing_variables, wanted_versions
@@ -56,6 +57,9 @@ class ModelStore:
         allow_labels_for_unavailable: bool. Whether a new label may point to a version that is not loaded.
         load_retries: int, at least 0. How often a failed load is tried again.
         load_retry_wait_s: float. Seconds between those tries.
+
+    Attributes:
+        request_logs: `RequestLogs`. What takes down answered requests, as the configuration says.
     """
 
     def __init__(
@@ -72,7 +76,9 @@ class ModelStore:
         self._allow_labels_for_unavailable = allow_labels_for_unavailable
         self._load_retries = load_retries
         self._load_retry_wait_s = load_retry_wait_s
+        self.request_logs = RequestLogs()
         self._config = model_server_config_pb2.ModelServerConfig()
+        self._started = False
         self._serving: dict[str, ModelConfig] = {}
         self._models: dict[str, _Model] = {}
         self._labels: dict[str, dict[str, int]] = {}
@@ -112,13 +118,18 @@ class ModelStore:
             # Kept before the next check, as TensorFlow Serving does: a rejected platform stays behind and
             # makes later reloads fail until a restart. Better to meet that here than in production.
             self._config.CopyFrom(server_config)
+            # Before anything is loaded, as in TensorFlow Serving too: a label cannot come with its version, except
+            # where labels may wait.
+            self._labels = self._checked_labels()
             config.check_supported(models)
+            kind = "model(s)" if self._started else "servable(s)"
             new = {model.name for model in models.config} - self._serving.keys()
             self._serving = {model.name: model for model in self._config.model_config_list.config}
-            self._wait_for(new, is_wanted)
-            self._labels = self._checked_labels()
+            self._wait_for(new, is_wanted, kind)
+            self._started = True
+            self.request_logs.update(models.config)
 
-    def _wait_for(self, names: set[str], is_wanted: Callable[[], bool]) -> None:
+    def _wait_for(self, names: set[str], is_wanted: Callable[[], bool], kind: str) -> None:
         while True:
             self.reconcile()
             with self._changed:
@@ -135,7 +146,7 @@ class ModelStore:
                         f"{{{{name: {name} version: {number}}} due to error: {error}}}, "
                         for (name, number), error in failed.items()
                     )
-                    raise StatusError("UNKNOWN", f"{len(failed)} servable(s) did not become available: {{{details}}}")
+                    raise StatusError("UNKNOWN", f"{len(failed)} {kind} did not become available: {{{details}}}")
             if not waiting:
                 return
             if self._closing.wait(0.2) or not is_wanted():
@@ -145,7 +156,7 @@ class ModelStore:
 
     def _checked_labels(self) -> dict[str, dict[str, int]]:
         labels: dict[str, dict[str, int]] = {}
-        for model in self._serving.values():
+        for model in self._config.model_config_list.config:
             available = self._models.get(model.name, _Model()).available()
             for label, version in model.version_labels.items():
                 current = self._labels.get(model.name, {}).get(label, version)
@@ -214,7 +225,7 @@ class ModelStore:
                 model.versions[number].state = "UNLOADING"  # From here on no request can find it.
         self._unloading = [thread for thread in self._unloading if thread.is_alive()]
         for number in to_unload:  # Its requests may take long; nothing else should wait for them.
-            unloading = threading.Thread(target=self._unload, args=(name, number, model.versions[number]))
+            unloading = threading.Thread(target=self._unload, args=(name, number, model.versions[number]), daemon=True)
             unloading.start()
             self._unloading.append(unloading)
 
@@ -262,14 +273,24 @@ class ModelStore:
         """Ends any wait for models that have not appeared; for a server that is told to stop."""
         self._closing.set()
 
-    def close(self) -> None:
-        """Unloads everything, after the requests under way."""
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Unloads everything, after the requests under way.
+
+        Args:
+            timeout_s: float. Seconds to wait for them; `None` for as long as they take. Defaults to `None`.
+
+        Returns:
+            Whether everything is unloaded.
+        """
+        end = None if timeout_s is None else time.monotonic() + timeout_s
         self._closing.set()
         with self._reconciling:
             for name in list(self._models):
                 self._aspire(name, {})
             for thread in self._unloading:
-                thread.join()
+                thread.join(None if end is None else max(0.0, end - time.monotonic()))
+            self.request_logs.close()
+            return not any(thread.is_alive() for thread in self._unloading)
 
     # Requests.
 

@@ -33,6 +33,7 @@ _INT_RANGES = {
     types_pb2.DT_UINT32: (0, 2**32 - 1),
     types_pb2.DT_UINT64: (0, 2**64 - 1),
 }
+_PIECE = 100_000
 _FLOATS = (types_pb2.DT_FLOAT, types_pb2.DT_DOUBLE)
 _TYPE_NAMES = {
     type(None): "Null",
@@ -188,6 +189,8 @@ def _from_rows_one_by_one(rows: list[Any], inputs: Mapping[str, meta_graph_pb2.T
 
 def _row_tensor(value: Any, dtype: int, earlier: list[np.ndarray]) -> np.ndarray:
     tensor = _tensor(value, dtype, fast=False)
+    if tensor.ndim == MAX_RANK:  # The rows together have one more.
+        raise invalid_argument(f"A tensor must have at most {MAX_RANK} dimensions. Received: {MAX_RANK + 1}")
     if earlier and earlier[0].size != tensor.size:
         raise invalid_argument(f"Expecting tensor size: {earlier[0].size} but got: {tensor.size}")
     if earlier and earlier[0].shape != tensor.shape:
@@ -204,7 +207,7 @@ def _numbers(value: Any, dtype: int) -> np.ndarray | None:
     if dtype not in _FLOATS and dtype not in _INT_RANGES:
         return None
     try:
-        array = np.array(value)
+        array = _array(value)
     except (ValueError, OverflowError):  # Ragged.
         return None
     if dtype in _FLOATS:
@@ -215,6 +218,17 @@ def _numbers(value: Any, dtype: int) -> np.ndarray | None:
     if array.dtype.kind != "i" or array.min() < low or array.max() > high:
         return None
     return array.astype(numpy_dtype(dtype))
+
+
+def _array(value: Any) -> np.ndarray:
+    """`numpy.array` in pieces where a list is long: no other thread runs during one call."""
+    if not isinstance(value, list) or not value:
+        return np.array(value)
+    if isinstance(value[0], list) and len(value[0]) > _PIECE:
+        return np.stack([_array(item) for item in value])
+    if len(value) <= _PIECE:
+        return np.array(value)
+    return np.concatenate([np.array(value[start : start + _PIECE]) for start in range(0, len(value), _PIECE)])
 
 
 def _to_float(array: np.ndarray, dtype: int) -> np.ndarray:
@@ -279,10 +293,7 @@ def _scalar(value: Any, dtype: int) -> Any:
     if dtype in _FLOATS:
         if not number:
             raise wrong_type()
-        try:
-            return float(value)
-        except OverflowError:
-            return math.copysign(math.inf, value)
+        return json_text.double(value)
     if dtype in _INT_RANGES:
         low, high = _INT_RANGES[dtype]
         if not number or isinstance(value, float) or not low <= value <= high:
@@ -315,9 +326,13 @@ def _encode_text(text: str) -> bytes:
 def _decode_base64(value: dict[str, Any]) -> bytes:
     if not _is_base64(value):
         raise _format_error(value, "not formatted correctly for base64 data")
-    text = "".join(value["b64"].split()).rstrip("=")
+    padded = "".join(value["b64"].split())
+    text = padded.rstrip("=.")  # Abseil, which decodes it in the C++ server, takes either for padding.
+    missing = -len(text) % 4
+    if len(padded) - len(text) not in (0, missing):
+        raise invalid_argument("Unable to base64 decode")
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+        return base64.b64decode(text + "=" * missing, validate=True)
     except (binascii.Error, ValueError):
         raise invalid_argument("Unable to base64 decode") from None
 

@@ -1,16 +1,12 @@
-"""The REST API of TensorFlow Serving on the standard library's HTTP server, with connections kept alive."""
+"""The REST API of TensorFlow Serving: paths and JSON bodies to requests, answers to JSON."""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
-import socket
-import threading
 import time
-import zlib
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 from google.protobuf import json_format
@@ -18,39 +14,22 @@ from google.protobuf.message import Message
 from tensorflow_serving.apis import classification_pb2, get_model_metadata_pb2, model_pb2, regression_pb2
 
 from tfmetarec.server import grpc_services, inference, json_text, request_json, response_json
+from tfmetarec.server.http_server import Answer
 from tfmetarec.server.model_store import ModelStore
 from tfmetarec.server.prometheus import METRICS
 from tfmetarec.server.status import HTTP_STATUS, StatusError, from_exception, invalid_argument
 
-MAX_BODY_BYTES = 1 << 29
-"""Largest request body, also after decompression; larger ones are answered with 413."""
-IDLE_CONNECTION_S = 300.0
 DEFAULT_METRICS_PATH = "/monitoring/prometheus/metrics"
 
 _LOG = logging.getLogger(__name__)
 _VERSION = r"(?:(?:/versions/([0-9]+))|(?:/labels/([^/:]+)))?"
 _PREDICTION_PATH = re.compile(rf"(?i)/v1/models/([^/:]+){_VERSION}:(classify|regress|predict)")
 _STATUS_PATH = re.compile(rf"(?i)/v1/models(?:/([^/:]+))?{_VERSION}(?:/(metadata))?")
-_JSON = {"Content-Type": "application/json"}
 _CORS = {
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Methods": "POST, GET",
     "Access-Control-Allow-Headers": "Content-Type",
 }
-
-
-class Answer(NamedTuple):
-    """What goes back to the client.
-
-    Attributes:
-        status: int. The HTTP status.
-        body: bytes.
-        headers: dict. `Content-Type` and others that this answer needs.
-    """
-
-    status: int
-    body: bytes
-    headers: dict[str, str] = _JSON
 
 
 class RestApi:
@@ -130,11 +109,13 @@ class RestApi:
             request_json.fill_examples(document, classification.input)
             with self._store.use(spec) as servable:
                 classified = inference.classify(servable, classification, self._timeout_ms)
+                self._store.request_logs.log(servable, classification, classified)
             return response_json.classification_text(classified.result)
         regression = regression_pb2.RegressionRequest(model_spec=spec)
         request_json.fill_examples(document, regression.input)
         with self._store.use(spec) as servable:
             regressed = inference.regress(servable, regression, self._timeout_ms)
+            self._store.request_logs.log(servable, regression, regressed)
         return response_json.regression_text(regressed.result)
 
     def _predict(self, spec: model_pb2.ModelSpec, document: dict[str, Any], body: bytes) -> bytes:
@@ -145,6 +126,7 @@ class RestApi:
             signature = servable.meta_graph_def.signature_def[name]
             request = request_json.predict_body(document, spec.signature_name, signature.inputs, body)
             outputs = inference.predict(servable, signature, request.inputs, timeout_ms=self._timeout_ms)
+            self._store.request_logs.log_prediction(servable, spec.signature_name, request.inputs, outputs)
         return response_json.predict_text(outputs, request.row_format)
 
 
@@ -178,176 +160,3 @@ def metadata_dict(response: get_model_metadata_pb2.GetModelMetadataResponse) -> 
 
 def _metadata_json(response: get_model_metadata_pb2.GetModelMetadataResponse) -> bytes:
     return (json.dumps(metadata_dict(response), indent=1) + "\n").encode()
-
-
-class _BodyError(Exception):
-    """A body that cannot be read; after it nothing more can be read from the connection."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server_version = "tfmetarec"
-    disable_nagle_algorithm = True
-    wbufsize = -1  # Headers and body leave in one piece.
-    timeout = IDLE_CONNECTION_S
-    server: RestServer
-
-    def _answer(self) -> None:
-        with self.server.answering(self.connection):
-            try:
-                body = self._body()
-            except _BodyError as error:
-                self.close_connection = True
-                status, message = error.args
-                self._send(Answer(status, response_json.error_text(message)))
-                return
-            self._send(self.server.api.answer(self.command, self.path, body, self.headers.get("Origin", "")))
-
-    do_GET = do_POST = do_OPTIONS = do_DELETE = do_PUT = do_PATCH = do_HEAD = _answer
-
-    def _send(self, answer: Answer) -> None:
-        self.send_response(answer.status)
-        for name, value in answer.headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(answer.body)))
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(answer.body)
-        self.wfile.flush()
-
-    def _body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
-            body = self._chunks()
-        else:
-            length = self.headers.get("Content-Length", "0")
-            if not re.fullmatch("[0-9]{1,18}", length):
-                raise _BodyError(400, "The Content-Length header must be a number of bytes.")
-            self._check_size(int(length))
-            body = self.rfile.read(int(length))
-            if len(body) < int(length):
-                raise _BodyError(400, "The body ended before its Content-Length.")
-        if self.headers.get("Content-Encoding", "").lower() == "gzip":
-            return self._unzip(body)
-        return body
-
-    def _check_size(self, size: int) -> None:
-        if size > MAX_BODY_BYTES:
-            raise _BodyError(413, f"The body must have at most {MAX_BODY_BYTES} bytes. Received: {size} or more")
-
-    def _chunks(self) -> bytes:
-        body = bytearray()
-        while True:
-            line = self.rfile.readline(1024).split(b";")[0].strip()
-            if not re.fullmatch(b"[0-9a-fA-F]{1,15}", line):
-                raise _BodyError(400, "A chunk of the body does not begin with its size.")
-            size = int(line, 16)
-            self._check_size(len(body) + size)
-            if size == 0:
-                while self.rfile.readline(65536).strip():  # Trailing headers.
-                    pass
-                return bytes(body)
-            chunk = self.rfile.read(size)
-            if len(chunk) < size:
-                raise _BodyError(400, "The body ended within a chunk.")
-            body += chunk
-            self.rfile.readline(1024)
-
-    def _unzip(self, body: bytes) -> bytes:
-        unzipper = zlib.decompressobj(16 + zlib.MAX_WBITS)
-        try:
-            plain = unzipper.decompress(body, MAX_BODY_BYTES + 1)
-        except zlib.error:
-            raise _BodyError(400, "The body is not gzip data, though its Content-Encoding says so.") from None
-        self._check_size(len(plain))
-        if not unzipper.eof:
-            raise _BodyError(400, "The gzip data of the body ends too early.")
-        return plain
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answers what is not even an HTTP request in JSON too, where the base class writes a web page."""
-        self.close_connection = True
-        self.command = getattr(self, "command", None) or ""
-        self._send(Answer(code, response_json.error_text(f"Malformed request: {message or code}")))
-
-    def log_message(self, format: str, *args: Any) -> None:
-        _LOG.debug("%s %s", self.address_string(), format % args)
-
-
-class RestServer(ThreadingHTTPServer):
-    """An HTTP server for a `RestApi`, one thread for each connection.
-
-    Args:
-        host: str. Address to listen on.
-        port: int; 0 for any free port.
-        api: what answers.
-
-    Raises:
-        OSError: if the port is taken.
-    """
-
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 128
-
-    def __init__(self, host: str, port: int, api: RestApi):
-        self.api = api
-        self._connections: dict[socket.socket, bool] = {}  # Whether a request is being answered on it.
-        self._idle = threading.Condition()
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        super().__init__((host, port), _Handler)
-
-    def server_bind(self) -> None:
-        # `HTTPServer` looks the host's name up here, which can take seconds without a network.
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        _LOG.debug("Connection from %s ended", client_address, exc_info=True)
-
-    def answering(self, connection: socket.socket) -> _Answering:
-        return _Answering(self, connection)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        with self._idle:
-            self._connections[request] = False
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        with self._idle:
-            self._connections.pop(request, None)
-            self._idle.notify_all()
-        super().shutdown_request(request)
-
-    def mark(self, connection: socket.socket, busy: bool) -> None:
-        with self._idle:
-            if connection in self._connections:
-                self._connections[connection] = busy
-            self._idle.notify_all()
-
-    def drain(self, grace_s: float) -> None:
-        """Takes no more connections, waits for the requests under way and closes."""
-        self.shutdown()
-        self.server_close()
-        with self._idle:
-            self._idle.wait_for(lambda: not any(self._connections.values()), grace_s)
-            connections = list(self._connections)
-        for connection in connections:
-            try:
-                connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                continue  # The client was faster.
-
-
-class _Answering:
-    def __init__(self, server: RestServer, connection: socket.socket):
-        self._server, self._connection = server, connection
-
-    def __enter__(self) -> None:
-        self._server.mark(self._connection, True)
-
-    def __exit__(self, *error: object) -> None:
-        self._server.mark(self._connection, False)

@@ -7,9 +7,7 @@ variables that the graph alone cannot. The session loader sees what the C++ serv
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
+from tensorflow.python.client import pywrap_tf_session
 
-from tfmetarec.server import prometheus, xla
+from tfmetarec.server import memory, prometheus, xla
 from tfmetarec.server.status import StatusError, from_exception, invalid_argument
 from tfmetarec.server.tensors import dtype_name
 
 _LOG = logging.getLogger(__name__)
-_MAX_CALLABLES = 256  # Requests choose their outputs; this bounds how many choices are remembered.
+_MAX_PREPARED = 256
 
 Run = Callable[[Mapping[str, np.ndarray], Sequence[str], int], list[np.ndarray]]
 """Feeds by tensor name, names to fetch, time limit in milliseconds (0 for none) -> the fetched arrays."""
@@ -38,6 +37,7 @@ class Servable:
         path: Path. The version's directory.
         tags: sequence of str. Which meta graph to load.
         session_threads: int, at least 0. Threads of the session; 0 lets TensorFlow choose.
+        session_config: ConfigProto for the session, or `None` for TensorFlow's own defaults.
         allow_xla: bool. Whether functions exported with `jit_compile=True` may run. Defaults to `False`, as
             in TensorFlow Serving.
 
@@ -53,12 +53,14 @@ class Servable:
         tags: Sequence[str] = ("serve",),
         session_threads: int = 0,
         allow_xla: bool = False,
+        session_config: config_pb2.ConfigProto | None = None,
     ):
         self.name = name
         self.version = version
         self.path = path
         self.run: Run = self.run_session  # Batching replaces this.
         self.close_hooks: list[Callable[[], None]] = []
+        self.max_rows: int | None = None  # The largest first dimension of an input that requests may have.
         if not any((path / file).exists() for file in ("saved_model.pb", "saved_model.pbtxt")):
             raise from_exception(
                 tf.errors.NotFoundError(
@@ -67,28 +69,29 @@ class Servable:
                     f"Could not find SavedModel .pb or .pbtxt at supplied export directory path: {path}",
                 )
             )
-        config = config_pb2.ConfigProto(
-            intra_op_parallelism_threads=session_threads,
-            inter_op_parallelism_threads=session_threads,
-            use_per_session_threads=session_threads > 0,  # Else the first session's pool serves them all.
-        )
-        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
+        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=_session_config(session_threads, session_config))
+        started = time.perf_counter()
+        loaded = False
         try:
             self.meta_graph_def = tf.compat.v1.saved_model.load(self._session, list(tags), str(path))
+            loaded = True
         except (OSError, RuntimeError) as error:  # A damaged file, or no meta graph with these tags.
-            self._session.close()
             raise invalid_argument(str(error)) from None
         except Exception as error:
-            self._session.close()
             raise from_exception(error) from error
+        finally:
+            prometheus.METRICS.count_load(str(path), loaded, time.perf_counter() - started)
+            if not loaded:
+                self._session.close()
         self._input_types = {
             tensor.name: tensor.dtype
             for signature in self.meta_graph_def.signature_def.values()
             for tensor in signature.inputs.values()
         }
         self._needs_xla = set() if allow_xla else self._fetches_that_need_xla()
-        self._callables: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
-        self._lock = threading.Lock()
+        self._session._extend_graph()
+        self._prepared: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()
+        self._tensors: dict[str, Any] = {}
 
     def run_session(self, feeds: Mapping[str, np.ndarray], fetches: Sequence[str], timeout_ms: int) -> list[np.ndarray]:
         """Runs the graph once.
@@ -107,12 +110,10 @@ class Servable:
         unique = sorted(set(fetches))
         if not self._needs_xla.isdisjoint(unique):
             raise StatusError("INTERNAL", "XLA compilation disabled")
-        started = time.perf_counter()
         try:
-            arrays = self._callable(tuple(names), tuple(unique), timeout_ms)(*[feeds[name] for name in names])
+            arrays = self._run_graph(tuple(names), [feeds[name] for name in names], tuple(unique), timeout_ms)
         except Exception as error:
             raise from_exception(error) from None
-        prometheus.METRICS.observe_runtime(self.name, time.perf_counter() - started)
         by_name = dict(zip(unique, arrays, strict=True))
         # A single string comes as plain bytes, which NumPy would cut at a zero byte.
         return [
@@ -136,23 +137,54 @@ class Servable:
             fetches |= needing
         return fetches
 
-    def _callable(self, feeds: tuple[str, ...], fetches: tuple[str, ...], timeout_ms: int) -> Any:
-        key = (feeds, fetches, timeout_ms)
-        with self._lock:
-            if key not in self._callables:
-                # A session's prepared callable skips what `Session.run` repeats each time: names, nesting
-                # and feed checks cost more than a small model.
-                options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
+    def _run_graph(
+        self, names: tuple[str, ...], arrays: list[np.ndarray], fetches: tuple[str, ...], timeout_ms: int
+    ) -> Any:
+        # Below `Session.run`, which each time repeats what costs more than a small model: names, nesting and checks.
+        # Not a prepared callable, which the session would prepare anew, for seconds, for every other time limit.
+        if (names, fetches) not in self._prepared:
+            if len(self._prepared) >= _MAX_PREPARED:
+                # A session never forgets what it prepared, and requests choose their outputs.
+                options = config_pb2.CallableOptions(feed=names, fetch=fetches)
                 options.run_options.timeout_in_ms = timeout_ms
-                self._callables[key] = self._session._make_callable_from_options(options)
-                if len(self._callables) > _MAX_CALLABLES:
-                    self._callables.popitem(last=False)
-            self._callables.move_to_end(key)
-            return self._callables[key]
+                return self._session._make_callable_from_options(options)(*arrays)
+            self._prepared.add((names, fetches))
+        limit = None
+        if timeout_ms:
+            run_options = config_pb2.RunOptions(timeout_in_ms=timeout_ms)
+            limit = pywrap_tf_session.TF_NewBufferFromString(run_options.SerializeToString())
+        try:
+            feeds = {self._tensor(name): array for name, array in zip(names, arrays, strict=True)}
+            return self._session._call_tf_sessionrun(limit, feeds, [self._tensor(name) for name in fetches], [], None)
+        finally:
+            if limit is not None:
+                pywrap_tf_session.TF_DeleteBuffer(limit)
+
+    def _tensor(self, name: str) -> Any:
+        if name not in self._tensors:
+            try:
+                self._tensors[name] = self._session.graph.get_tensor_by_name(name)._as_tf_output()
+            except (KeyError, ValueError):  # A signature may name what the graph does not have.
+                raise StatusError("NOT_FOUND", f"Tensor {name} was not found in the Graph") from None
+        return self._tensors[name]
 
     def close(self) -> None:
         """Frees the graph and its variables; no request may be running."""
         for hook in self.close_hooks:
             hook()
-        self._callables.clear()
+        self._tensors.clear()
         self._session.close()
+        # The session keeps its graph until it is collected itself, and `run` keeps this object, by a cycle.
+        del self._session, self.run, self.meta_graph_def
+        memory.give_back()
+
+
+def _session_config(threads: int, given: config_pb2.ConfigProto | None) -> config_pb2.ConfigProto:
+    config = config_pb2.ConfigProto()
+    if given is not None:
+        config.CopyFrom(given)
+    if threads:
+        config.intra_op_parallelism_threads = config.inter_op_parallelism_threads = threads
+    if config.intra_op_parallelism_threads or config.inter_op_parallelism_threads:
+        config.use_per_session_threads = True  # Else the first session's pool serves them all.
+    return config

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,8 @@ from tfmetarec.server.status import StatusError, invalid_argument
 
 # A tiny message may ask for a huge tensor, because missing values repeat the last one given. Past this
 # size such a message is refused: it is far more likely an attack or a mistake than a request.
-MAX_REPEATED_ELEMENTS = 1 << 26
-MAX_RANK = 64  # NumPy's own limit.
+MAX_REPEATED_ELEMENTS = 1 << 16
+MAX_RANK = 32  # A string tensor with more ends the process in TensorFlow's conversion from NumPy.
 
 _FIELDS: dict[int, tuple[str, Any]] = {
     types_pb2.DT_FLOAT: ("float_val", np.float32),
@@ -73,7 +75,12 @@ def from_proto(proto: tensor_pb2.TensorProto, name: str) -> np.ndarray:
     field, dtype = _FIELDS[proto.dtype]
     count = math.prod(sizes)
     if proto.tensor_content:
-        if proto.dtype == types_pb2.DT_STRING or len(proto.tensor_content) != count * np.dtype(dtype).itemsize:
+        if proto.dtype == types_pb2.DT_STRING:
+            strings = _strings_from_content(proto.tensor_content, count)
+            if strings is None:
+                raise error
+            return _string_array(strings).reshape(sizes)
+        if len(proto.tensor_content) != count * np.dtype(dtype).itemsize:
             raise error
         return np.frombuffer(proto.tensor_content, dtype).reshape(sizes)
     values = _typed_values(getattr(proto, field), proto.dtype, dtype)[:count]
@@ -93,16 +100,57 @@ def _typed_values(values: Any, dtype: int, numpy_type: Any) -> np.ndarray:
         part = np.float32 if dtype == types_pb2.DT_COMPLEX64 else np.float64
         return np.array(values[: len(values) // 2 * 2], part).view(numpy_type)
     if dtype == types_pb2.DT_STRING:
-        array = np.empty(len(values), np.object_)
-        array[:] = list(values)
-        return array
+        return _string_array(values)
     if numpy_type in (np.int16, np.int8, np.uint16, np.uint8):  # Carried as int32; narrowing wraps around.
         return np.array(values, np.int32).astype(numpy_type)
     return np.array(values, numpy_type)
 
 
-def to_proto(array: np.ndarray, proto: tensor_pb2.TensorProto) -> None:
-    """Writes `array` into `proto` as typed values, which is how the C++ server answers.
+def _string_array(values: Iterable[bytes]) -> np.ndarray:
+    listed = list(values)
+    array = np.empty(len(listed), np.object_)
+    array[:] = listed
+    return array
+
+
+def _strings_from_content(content: bytes, count: int) -> list[bytes] | None:
+    """TensorFlow packs strings as all their lengths, seven bits a byte, and then the text; `None` if it is not so."""
+    lengths: list[int] = []
+    at = length = shift = 0
+    while len(lengths) < count:
+        if at == len(content) or shift > 28:
+            return None
+        length |= (content[at] & 0x7F) << shift
+        shift += 7
+        if content[at] < 0x80:
+            lengths.append(length)
+            length = shift = 0
+        at += 1
+    if at + sum(lengths) != len(content):
+        return None
+    ends = itertools.accumulate(lengths, initial=at)
+    return [content[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def _strings_to_content(values: Sequence[bytes]) -> bytes:
+    lengths = bytearray()
+    for value in values:
+        length = len(value)
+        while length >= 0x80:
+            lengths.append(length & 0x7F | 0x80)
+            length >>= 7
+        lengths.append(length)
+    return b"".join([bytes(lengths), *values])
+
+
+def to_proto(array: np.ndarray, proto: tensor_pb2.TensorProto, as_content: bool = False) -> None:
+    """Writes `array` into `proto`.
+
+    Args:
+        array: of a type that a TensorProto can carry.
+        proto: TensorProto, empty.
+        as_content: bool. Whether to write bytes (`tensor_content`), which is faster for large arrays, or typed values,
+            as the C++ server answers unless told otherwise. Defaults to `False`.
 
     Raises:
         StatusError: UNIMPLEMENTED for types that no answer can carry (variants, resources).
@@ -114,6 +162,9 @@ def to_proto(array: np.ndarray, proto: tensor_pb2.TensorProto) -> None:
     for size in array.shape:
         proto.tensor_shape.dim.add().size = size
     flat = np.ravel(array)
+    if as_content:
+        proto.tensor_content = _strings_to_content(flat.tolist()) if dtype == types_pb2.DT_STRING else flat.tobytes()
+        return
     if dtype in (types_pb2.DT_HALF, types_pb2.DT_BFLOAT16):
         flat = flat.view(np.uint16)
     elif dtype in (types_pb2.DT_COMPLEX64, types_pb2.DT_COMPLEX128):

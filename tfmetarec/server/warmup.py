@@ -78,6 +78,9 @@ def _parse(record: bytes, path: str) -> prediction_log_pb2.PredictionLog:
 
 def _replay(servable: Servable, log: prediction_log_pb2.PredictionLog) -> None:
     kind = log.WhichOneof("log_type")
+    if kind == "session_run_log":
+        number = prediction_log_pb2.PredictionLog.SESSION_RUN_LOG_FIELD_NUMBER
+        raise StatusError("UNIMPLEMENTED", f"Unsupported log_type for warmup: {number}")
     if kind == "predict_log":
         inference.predict_request(servable, log.predict_log.request)
     elif kind == "classify_log":
@@ -86,5 +89,4 @@ def _replay(servable: Servable, log: prediction_log_pb2.PredictionLog) -> None:
         inference.regress(servable, log.regress_log.request)
     elif kind == "multi_inference_log":
         inference.multi_inference(servable, log.multi_inference_log.request)
-    else:
-        raise StatusError("UNIMPLEMENTED", f"Unsupported log_type for warmup: {kind or 'none'}")
+    # Records of any other kind, or of none, are passed over, as TensorFlow Serving does.
