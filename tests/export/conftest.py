@@ -1,5 +1,8 @@
 """A shop whose ids are words and whose users have features of every kind."""
 
+import json
+import urllib.request
+
 import numpy as np
 import polars as pl
 import pytest
@@ -62,3 +65,12 @@ def _learner(vocabulary, model=tmr.models.TwoTower, **options):
 @pytest.fixture(scope="session")
 def make_learner():
     return _learner
+
+
+@pytest.fixture
+def http_get():
+    def get(port, path):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as response:
+            return json.loads(response.read())
+
+    return get

@@ -1,4 +1,5 @@
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 import tfmetarec as tmr
-from tfmetarec.export import GateError, ServedLearner, saved_model, versions
+from tfmetarec.export import GateError, Holdout, ServedLearner, TwoStage, saved_model, versions
 from tfmetarec.export.signatures import DESCRIPTIONS
 
 
@@ -158,3 +159,60 @@ def test_too_many_warm_up_requests_are_refused_and_leave_nothing(published, tmp_
     with pytest.raises(ValueError, match="`requests` must be at most 1000. Received: 1001"):
         saved_model(learner, tmp_path / "shop", warmup_batches=(1,) * 91)
     assert everything_in(tmp_path / "shop") == []
+
+
+# -- options ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_two_stage_search_is_measured_gated_and_said(shops, make_learner, tmp_path):
+    data, vocabulary = shops["implicit"]
+    holdout = Holdout(data, shots=(2,), query=2)
+    found = saved_model(
+        make_learner(vocabulary), tmp_path / "shop", top_k=2, search=TwoStage(0.2, 6), holdout=holdout, dry_run=True
+    )
+    assert re.fullmatch(
+        r"two stages: \d of 6 clusters, \d+\.\d% of 12 items, recall@2 [01]\.\d+ on held-out users", found.search
+    )
+    assert (found.path, found.version) == (None, 1)
+    assert everything_in(tmp_path / "shop") == []
+
+
+@pytest.mark.slow
+def test_only_the_newest_versions_are_kept(published, tmp_path):
+    learner, _, _ = published
+    base = tmp_path / "shop"
+    exports = [saved_model(learner, base, top_k=2, keep=1) for _ in range(2)]
+    assert [export.removed for export in exports] == [(), (1,)]
+    assert everything_in(base) == ["2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["float16", "int8"])
+def test_an_export_in_fewer_bits_is_smaller_and_passes_the_gate(shops, weights, tmp_path):
+    data, vocabulary = shops["implicit"]
+    learner = tmr.meta.MAML(tmr.models.TwoTower(vocabulary, 512))
+    holdout = Holdout(data, shots=(2,), query=2)
+    small = saved_model(learner, tmp_path / "small", weights=weights, holdout=holdout)
+    whole = saved_model(learner, tmp_path / "whole")
+    sizes = [sum(file.stat().st_size for file in export.path.rglob("variables.data*")) for export in (small, whole)]
+    assert sizes[0] < sizes[1]
+    assert small.precision.metric == "ndcg@12"
+    assert small.precision.change == pytest.approx(small.precision.reduced / small.precision.float32 - 1)
+    assert abs(small.precision.change) < 0.1
+    assert whole.precision is None
+
+
+def test_a_search_in_two_stages_needs_users_and_a_dot_product(shops, make_learner, tmp_path):
+    data, vocabulary = shops["implicit"]
+    with pytest.raises(ValueError, match="`search` needs a `holdout`: its recall is measured on users"):
+        saved_model(make_learner(vocabulary), tmp_path / "shop", search=TwoStage())
+    ranker = make_learner(shops["explicit"][1], tmr.models.Ranker)
+    with pytest.raises(
+        ValueError, match="`search` in two stages needs a model that scores by a dot product. Received: R"
+    ):
+        saved_model(ranker, tmp_path / "shop", search=TwoStage(), holdout=Holdout(data))
+    with pytest.raises(ValueError, match="`weights` must be one of float32, float16, int8. Received: weights='int4'"):
+        saved_model(ranker, tmp_path / "shop", weights="int4")
+    with pytest.raises(ValueError, match="`keep` must be at least 1. Received: keep=0"):
+        saved_model(ranker, tmp_path / "shop", keep=0)
+    assert not (tmp_path / "shop").exists()

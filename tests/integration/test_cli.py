@@ -108,6 +108,55 @@ def test_an_exported_run_is_served_and_recommends(run: Path, serving: Callable) 
             "recommend", "1", *model, "--user", "agee=3", "--server", f"127.0.0.1:{rest_port}", cwd=run, code=1
         )
         assert "`user` must hold features of the model: ['segment']. Received: ['agee']" in wrong
+        explained = tfmetarec(
+            "recommend", *chosen, *model, *shown, "--explain", "--server", f"127.0.0.1:{rest_port}", cwd=run
+        )
+        assert "because you bought" in explained
+
+
+@pytest.fixture(scope="module")
+def small_versions(run: Path) -> tuple[Path, str]:
+    """A base path with one version in 8 bits, with deployment files and a LiteRT file, and what was printed."""
+    arguments = ("--weights", "int8", "--keep", "2", "--serving-config", "deploy", "--lite", "small.tflite")
+    printed = tfmetarec("export", "run", "--to", "models/small", *arguments, cwd=run.parent)
+    return run.parent / "models" / "small", printed
+
+
+def test_an_export_in_fewer_bits_says_what_they_cost_and_writes_what_was_asked_for(
+    small_versions: tuple[Path, str],
+) -> None:
+    base, printed = small_versions
+    assert "ndcg@5 on validation users: " in printed
+    assert "with int8" in printed
+    assert "Search: exact over " in printed
+    assert (base.parents[1] / "deploy" / "models.config").exists()
+    assert (base.parents[1] / "small.tflite").stat().st_size > 1000
+    card = json.loads((base / "1" / "assets.extra" / "tfmetarec.json").read_text())
+    assert card["weights"] == "int8"
+
+
+def test_a_dry_run_publishes_nothing_and_a_rollback_takes_a_version_back(
+    run: Path, small_versions: tuple[Path, str]
+) -> None:
+    base, _ = small_versions
+    printed = tfmetarec("export", "run", "--to", "models/small", "--dry-run", cwd=run.parent)
+    assert "Dry run: it would be version 2 under models/small" in printed
+    assert [path.name for path in base.iterdir()] == ["1"]
+    assert "there is no version before the newest under models/small" in tfmetarec(
+        "rollback", "models/small", cwd=run.parent, code=1
+    )
+    (base / "2").mkdir()
+    back = tfmetarec("rollback", "models/small", cwd=run.parent)
+    assert "Version 1 is the newest under models/small" in back
+    assert "Out of service, to bring back with --to: 2" in back
+    assert "Version 2 is the newest" in tfmetarec("rollback", "models/small", "--to", "2", cwd=run.parent)
+
+
+def test_only_the_export_section_can_change_after_training(run: Path) -> None:
+    said = tfmetarec("export", "run", "--set", "model.embedding_dim=3", cwd=run.parent, code=1)
+    assert "only keys of `export` can be changed after training. Received: 'model.embedding_dim=3'" in said
+    said = tfmetarec("export", "run", "--weights", "int7", cwd=run.parent, code=1)
+    assert "`export.weights`: input should be 'float32', 'float16' or 'int8'. Received: 'int7'" in said
 
 
 def test_an_interrupted_training_says_how_to_go_on_and_ends_as_an_unbroken_one(run: Path, tmp_path: Path) -> None:
