@@ -3,7 +3,7 @@
 `search` adapts a two-tower model on 20 interactions (two steps) and returns the best 100 of a million items in 64
 dimensions, in the TF1 session that TensorFlow Serving has too. Its yardstick `bare` is nothing but the product of one
 query with all item vectors and `tf.math.top_k`, on the same table in the same process, in interleaved turns. The item
-vectors lie in clusters, with half of their variance within; a second table asks for as much recall where there are none.
+vectors lie in clusters, half of their variance within; a second table asks for as much recall where there are none.
 
 `requests` asks `tfmetarec serve`, a process of its own, over one connection of each protocol. Its yardstick is the
 un-adapted request; the model is the one of the target: an MLP of three layers of 64 that takes five steps on 20 rows

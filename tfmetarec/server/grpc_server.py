@@ -26,6 +26,7 @@ from tfmetarec.server.status import StatusError, from_exception
 
 _LOG = logging.getLogger(__name__)
 _MAX_STREAMS = 256
+_MAX_PENDING = 100_000  # Calls that have just arrived. Beyond 1000, its default, grpcio cancels calls by lot, anyone's.
 
 
 class _Aborted(Exception):
@@ -168,6 +169,8 @@ class GrpcServer:
             "grpc.max_receive_message_length": limits.max_body_bytes,
             "grpc.server_handshake_timeout_ms": int(limits.header_timeout_s * 1000),
             "grpc.max_concurrent_streams": _MAX_STREAMS,
+            "grpc.server.max_pending_requests": _MAX_PENDING,
+            "grpc.server.max_pending_requests_hard_limit": _MAX_PENDING,
             **dict(options),
         }
         self._options = list(given.items())
