@@ -1,18 +1,24 @@
-"""Small batched matrix products of an export, run without oneDNN.
+"""Small matrix products of an export, run without oneDNN.
 
-TensorFlow hands every `BatchMatMulV2` to oneDNN, which takes some 50 microseconds to get ready for products that take
-one: a request that adapts has dozens of them, and its server waits longer for that than for everything else.
+TensorFlow hands every matrix product on a CPU to oneDNN, which takes up to 50 microseconds to get ready for one that
+takes two: a request that adapts has dozens of them, and its server waits longer for that than for everything else.
 `BatchMatMulV3` is the same product, which TensorFlow keeps for itself.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 SCOPE = "small_products"
+# By operation: its attributes that transpose, and its output.
+_PRODUCTS = {
+    "MatMul": ("transpose_a", "transpose_b", "product"),
+    "BatchMatMulV2": ("adj_x", "adj_y", "output"),
+}
 
 
 @contextmanager
@@ -29,14 +35,29 @@ def rewrite_small_products(folder: Path) -> int:
     count = 0
     for graph in saved.meta_graphs:
         for function in graph.graph_def.library.function:
+            outputs = {}
             for node in function.node_def:
-                marked = node.op == "BatchMatMulV2" and SCOPE in node.name
-                if not marked or node.attr["T"].type != tf.float32.as_datatype_enum:
-                    continue
-                node.op = "BatchMatMulV3"
-                for name in ("Ta", "Tb", "Tout"):
-                    node.attr[name].CopyFrom(node.attr["T"])
-                del node.attr["T"]
-                count += 1
+                is_float = node.attr["T"].type == tf.float32.as_datatype_enum if "T" in node.attr else False
+                if node.op in _PRODUCTS and SCOPE in node.name and is_float:
+                    outputs[f"{node.name}:{_PRODUCTS[node.op][2]}:0"] = f"{node.name}:output:0"
+                    _rewrite(node)
+            for node in function.node_def:
+                node.input[:] = [outputs.get(name, name) for name in node.input]
+            for name, value in function.ret.items():
+                function.ret[name] = outputs.get(value, value)
+            count += len(outputs)
     file.write_bytes(saved.SerializeToString(deterministic=True))
     return count
+
+
+def _rewrite(node: Any) -> None:
+    left, right, _ = _PRODUCTS[node.op]
+    transposes = {"adj_x": node.attr[left].b, "adj_y": node.attr[right].b}
+    kind = node.attr["T"].type
+    node.op = "BatchMatMulV3"
+    for name in [name for name in node.attr if not name.startswith("_")]:
+        del node.attr[name]
+    for name in ("Ta", "Tb", "Tout"):
+        node.attr[name].type = kind
+    for name, value in transposes.items():
+        node.attr[name].b = value

@@ -348,7 +348,10 @@ class Dense:
                     return LowRank(weight.shared, weight.left, kept + right)
                 return LowRank(weight.shared, _joined([weight.left, left]), _joined([kept, right]))
         before = weight.shared + _product(weight.left, weight.right) if low_rank else weight
-        moved = before - rate * gradient.formed()
+        if rate.shape.rank == 0:  # Into the factors: they are smaller, and a layer's kernel and bias share them.
+            moved = before - _Gradient(gradient.lefts, [rate * right for right in gradient.rights]).formed()
+        else:
+            moved = before - rate * gradient.formed()
         return moved - rate * how.proximal * (before - variable.value) if how.proximal and not shared else moved
 
     def _stays_low_rank(self, rank: int | None, width: int, units: int) -> bool:
