@@ -57,7 +57,10 @@ def test_the_mapping_of_your_own_data_is_read(tmp_path: Path) -> None:
     assert {feature.name: feature.kind for feature in shop.schema.item}["tags"] == "category_list"
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs/design.md", "serving/README.md"])
+@pytest.mark.parametrize(
+    "document",
+    ["README.md", "CONTRIBUTING.md", "docs/design.md", "docs/serving.md", "docs/client.md", "serving/README.md"],
+)
 def test_no_link_is_dead(document: str) -> None:
     path = ROOT / document
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text()):
