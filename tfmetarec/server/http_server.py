@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import random
 import re
 import socket
 import threading
@@ -133,13 +134,18 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_one_request(self) -> None:
         self.command, self.requestline, self.request_version = "", "", "HTTP/1.1"
         fresh = not self._state.answered
-        self._reader.deadline = time.monotonic() + (self._limits.header_timeout_s if fresh else IDLE_CONNECTION_S)
+        # Up to a quarter longer: a thousand connections that come together must not all end at the same moment.
+        patience = random.uniform(1.0, 1.25)
+        self._reader.deadline = time.monotonic() + patience * (
+            self._limits.header_timeout_s if fresh else IDLE_CONNECTION_S
+        )
         try:
             begun = self.rfile.peek(1)
         except TimeoutError:
             # An answer to no request only where there was none before: a client may take it for the next one's.
             if fresh:
-                self._refuse(408, f"A request must begin within {self._limits.header_timeout_s:g} s.")
+                message = f"A request must begin within {self._limits.header_timeout_s:g} s."
+                self._refuse(408, message, unread=False)
             begun = b""
         if not begun:
             self.close_connection = True
@@ -213,12 +219,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer.body)
         self.wfile.flush()
 
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse(self, status: int, message: str, unread: bool = True) -> None:
         self.close_connection = True
         self._let_go()  # Not only after the wait below: others may come through with these bytes.
         try:
             self._send(_refusal(status, message))
-            self._linger()
+            if unread:
+                self._linger()
         except OSError:
             _LOG.debug("%s did not wait for: %s", self.client_address, message)
 
@@ -375,7 +382,7 @@ class RestServer(ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False
-    request_queue_size = 1024
+    request_queue_size = 4096  # What does not fit waits a second to knock again, whoever it is.
 
     def __init__(self, host: str, port: int, respond: Respond, gates: Gates):
         self.respond = respond
