@@ -43,8 +43,10 @@ def check(folder: Path, served: ServedLearner) -> dict[str, float]:
     differences = dict.fromkeys(served.inputs, 0.0)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(_run_apart, folder, cases)
-        exact = served.catalogue.is_exact
-        expected_of = {case: live.answer(case.split("/")[0], cases[case], None, behind[case]) for case in cases if exact}
+        expected_of = {}
+        if served.catalogue.is_exact:
+            for case, request in cases.items():
+                expected_of[case] = live.answer(case.split("/")[0], request, behind=behind[case])
         answers = running.result()
     for case, request in cases.items():
         signature = case.split("/")[0]

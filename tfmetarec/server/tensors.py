@@ -15,7 +15,7 @@ from tfmetarec.server.status import StatusError, invalid_argument
 
 # A tiny message may ask for a huge tensor, because missing values repeat the last one given. Past this
 # size such a message is refused: it is far more likely an attack or a mistake than a request.
-MAX_REPEATED_ELEMENTS = 1 << 16
+MAX_REPEATED_ELEMENTS = 1 << 20
 MAX_RANK = 32  # A string tensor with more ends the process in TensorFlow's conversion from NumPy.
 
 _FIELDS: dict[int, tuple[str, Any]] = {
