@@ -17,6 +17,7 @@ import http.client
 import json
 import multiprocessing
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -143,7 +144,11 @@ def measure_search(
         calls = dict(zip((BARE, EXACT), session_call(paths["exact"], request, bare=True), strict=True))
         calls[TWO_STAGE] = session_call(paths["two"], request)[0]
         rows = _timed(calls, BARE, turns, per_turn=5, console=console)
-    searches = [{"vectors": name, "search": found[key][1]} for name, key in SEARCHES.items() if key in found]
+    searches = [
+        {"vectors": name, "search": "\n".join(textwrap.wrap(found[key][1], 90))}
+        for name, key in SEARCHES.items()
+        if key in found
+    ]
     is_two_stage = found["two"][1].startswith("two stages")
     recall = float(found["two"][1].split(f"recall@{TOP_K} ")[1].split()[0]) if is_two_stage else 0.0
     by_name = {row["request"]: row for row in rows}

@@ -124,3 +124,28 @@ def test_what_cannot_be_used_is_refused():
         SampledSoftmax(0)
     with pytest.raises(ValueError, match="the loss 'sampled_softmax' needs negatives, and the episodes have none"):
         SampledSoftmax()(rows(), None)
+
+
+def test_rows_of_unknown_number_have_the_loss_and_both_derivatives_of_known_ones():
+    rng = np.random.default_rng(0)
+    label, score, weight = (rng.normal(size=(3, 4)).astype(np.float32) for _ in range(3))
+    weight = np.abs(weight)
+    weight[1] = 0.0
+
+    def derivatives(label, score, weight):
+        with tf.GradientTape() as outer:
+            outer.watch([score, weight])
+            with tf.GradientTape() as inner:
+                inner.watch(score)
+                loss = RowLoss("mean_squared_error")(Rows(label, score, weight), None, 2.0)
+            first = inner.gradient(loss, score)
+            squared = tf.reduce_sum(first**2)
+        return loss, first, *outer.gradient(squared, [score, weight])
+
+    unknown = tf.TensorSpec([None, None], tf.float32)
+    expected = derivatives(*map(tf.constant, (label, score, weight)))
+    found = tf.function(derivatives, input_signature=[unknown] * 3)(label, score, weight)
+    by_hand = ((score - label) ** 2 * weight).sum(axis=1) / (weight.sum(axis=1) + 2.0)
+    np.testing.assert_allclose(found[0], by_hand, rtol=1e-5)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfmetarec.meta import MAML
+from tfmetarec.meta import MAML, paths
 from tfmetarec.meta.meta_sgd import MetaSGD
 from tfmetarec.meta.paths import LowRank, Step
 from tfmetarec.models import Ranker, TwoTower
@@ -375,3 +375,28 @@ def test_an_engine_that_needs_dense_layers_refuses_others(explicit):
         ValueError, match="`engine` must be one of auto, low_rank, formed, vectorized. Received: engine='fast'"
     ):
         MAML(functional(explicit.vocabulary), engine="fast")
+
+
+def test_a_layer_over_rows_of_unknown_number_is_differentiated_twice_like_any_other():
+    rng = np.random.default_rng(0)
+    inputs, kernel, bias = (rng.normal(size=size).astype(np.float32) for size in ((2, 3, 4), (2, 4, 5), (2, 5)))
+
+    def plain(inputs, kernel, bias):
+        return tf.matmul(inputs, kernel) + bias[:, None]
+
+    def derivatives(layer):
+        def run(*values):
+            with tf.GradientTape() as outer:
+                outer.watch(values)
+                with tf.GradientTape() as inner:
+                    inner.watch(values)
+                    loss = tf.reduce_sum(tf.nn.tanh(layer(*values)) ** 2)
+                first = inner.gradient(loss, values)
+                squared = tf.add_n([tf.reduce_sum(gradient**2) for gradient in first])
+            return *first, *outer.gradient(squared, values)
+
+        specs = [tf.TensorSpec([None, None, 4]), tf.TensorSpec([None, 4, 5]), tf.TensorSpec([None, 5])]
+        return tf.function(run, input_signature=specs)(inputs, kernel, bias)
+
+    for found, expected in zip(derivatives(paths._affine), derivatives(plain), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

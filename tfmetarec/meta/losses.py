@@ -38,7 +38,35 @@ def weighted_mean(values: tf.Tensor, weight: tf.Tensor, shrinkage: float = 0.0) 
     """
     # Shares first: they are no function of the weights that adapt, and so are the same at every step.
     share = tf.math.divide_no_nan(weight, tf.reduce_sum(weight, -1, keepdims=True) + shrinkage)
-    return tf.reduce_sum(values * share, -1)
+    if values.shape.is_fully_defined() or values.shape.rank != share.shape.rank:
+        return tf.reduce_sum(values * share, -1)
+    return _weighted_sum(values, share)
+
+
+# In a served graph rows and tasks are of any number, and TensorFlow's own derivatives compute at every step which
+# dimensions were broadcast, which is most of their work there. Of two tensors of equal shape, none were.
+
+
+@tf.custom_gradient
+def _weighted_sum(values: tf.Tensor, share: tf.Tensor) -> Any:
+    """The sum of `values * share` over the last axis."""
+
+    def gradient(signal: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        signal = tf.expand_dims(signal, -1)
+        return signal * share, signal * values
+
+    return tf.reduce_sum(values * share, -1), gradient
+
+
+@tf.custom_gradient
+def _squared_error(label: tf.Tensor, score: tf.Tensor) -> Any:
+    error = score - label
+
+    def gradient(signal: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        by_score = 2.0 * signal * error
+        return -by_score, by_score
+
+    return error * error, gradient
 
 
 @keras.saving.register_keras_serializable(package="tfmetarec")
@@ -103,7 +131,10 @@ class RowLoss:
 
     def _each(self, label: tf.Tensor, score: tf.Tensor) -> tf.Tensor:
         if self.name == "mean_squared_error":  # Of one value: Keras's own takes a mean, and ten operations for it.
-            return tf.math.squared_difference(tf.cast(label, score.dtype), score)
+            label = tf.cast(label, score.dtype)
+            if score.shape.is_fully_defined() or score.shape.rank != label.shape.rank:
+                return tf.math.squared_difference(label, score)
+            return _squared_error(label, score)
         function: Callable = self.loss.call if isinstance(self.loss, keras.losses.Loss) else self.loss
         return function(tf.expand_dims(label, -1), tf.expand_dims(score, -1))
 
