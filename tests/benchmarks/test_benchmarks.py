@@ -304,7 +304,19 @@ def test_ways_that_do_not_do_the_same_are_found_out():
         meta_training.check_losses(0, {**losses, "another": [1.0, 0.51]})
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+@pytest.mark.serving
+def test_serving_runs_quickly(tmp_path):
+    search, how, requests = checked("serving", tmp_path).values()
+    assert [row["request"] for row in search] == ["bare", "adapt_and_recommend", "adapt_and_recommend, two-stage"]
+    assert how[0]["search"].startswith("two stages: ")
+    assert {row["protocol"] for row in requests} == {"gRPC", "REST"}
+    for row in (*search, *requests):
+        assert 0 < row["p50"] <= row["p95"] <= row["p99"]
+        assert row["lowest_ratio"] <= row["ratio"] <= row["highest_ratio"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "serving", "serving_load"])
 def test_the_committed_figures_are_of_a_full_run_and_say_truly_what_was_met(name):
     written = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
     assert (written["benchmark"], written["quick"]) == (name, False)
