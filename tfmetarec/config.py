@@ -90,7 +90,9 @@ class EvaluationConfig(_Section):
 
 class ExportConfig(_Section):
     top_k: int = Field(20, ge=1, description="The most items that a recommendation holds.")
-    warmup_batches: tuple[Annotated[int, Field(ge=1)], ...] = Field((1,), description="Batch sizes to warm up.")
+    warmup_batches: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1,), min_length=1, description="Batch sizes to warm up."
+    )
     weights: Literal["float32", "float16", "int8"] = Field("float32", description="How item vectors are stored.")
     search: Literal["exact", "two_stage"] = Field("exact", description="How the catalogue is searched.")
     recall: float = Field(0.95, gt=0, le=1, description="That a two-stage search must reach on validation users.")

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -99,16 +100,25 @@ def test_what_a_crash_left_is_cleared_away_but_not_what_somebody_is_writing(base
     assert names(base) == ["1", "2", "3", "4", "5", "6"]
 
 
-def test_a_version_that_appears_meanwhile_is_not_overwritten(base):
-    with staging(base) as staged:
-        (staged / "saved_model.pb").write_text("mine")
-        before = publishing.next_version
-        publishing.next_version = lambda path: 3  # As if it had been looked up before others published.
-        try:
-            assert publish(staged, base) == 5
-        finally:
-            publishing.next_version = before
-    assert (base / "3" / "saved_model.pb").read_text() == "3"
+def test_many_writers_at_once_lose_nothing_and_end_without_an_error(tmp_path):
+    base = tmp_path / "model"
+
+    def write(_):
+        number = published(base)
+        prune(base, 1)
+        return number
+
+    with ThreadPoolExecutor(4) as pool:
+        numbers = list(pool.map(write, range(40)))
+    assert sorted(numbers) == list(range(1, 41))
+    assert names(base) == ["40"]
+
+
+def test_only_folders_that_are_called_as_servers_call_versions_count(base):
+    (base / "007").mkdir()
+    (base / "9").write_text("a file")
+    assert versions(base) == [1, 2, 3, 4]
+    assert prune(base, 3) == [1]
 
 
 WRITER = """

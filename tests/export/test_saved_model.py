@@ -216,3 +216,10 @@ def test_a_search_in_two_stages_needs_users_and_a_dot_product(shops, make_learne
     with pytest.raises(ValueError, match="`keep` must be at least 1. Received: keep=0"):
         saved_model(ranker, tmp_path / "shop", keep=0)
     assert not (tmp_path / "shop").exists()
+
+
+@pytest.mark.parametrize("batches", [(), (0,), (1, -1)])
+def test_warm_up_sizes_must_be_sizes(published, tmp_path, batches):
+    learner, _, _ = published
+    with pytest.raises(ValueError, match="`warmup_batches` must hold sizes of at least 1. Received: warmup_batches="):
+        saved_model(learner, tmp_path / "shop", warmup_batches=batches)

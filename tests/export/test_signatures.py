@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -384,3 +385,39 @@ def test_two_features_of_one_name_in_a_request_are_refused():
         ValueError, match="two item features would be the same input 'only_a_b' of a request; rename one"
     ):
         input_names("only", ["a b", "a_b"], "item")
+
+
+def test_a_support_of_no_width_is_an_empty_one(shops, make_learner):
+    model = tmr.models.Ranker(shops["explicit"][1], 4, hidden=(5,))
+    answers = Answers(tmr.meta.MAML(model, engine="vectorized"))
+    empty = {
+        "support": np.zeros((3, 0), "U1"),
+        "support_labels": np.zeros((3, 0), np.float32),
+        "support_length": np.zeros(3, np.int32),
+    }
+    default = answers("serving_default", **CANDIDATES, **USERS)["scores"]
+    adapted = answers("adapt_and_score", **empty, **CANDIDATES, **USERS)["scores"]
+    np.testing.assert_allclose(adapted, default, rtol=1e-5)
+    assert answers("explain", **empty, **USERS)["contributions"].shape == (3, 5, 0)
+
+
+def test_places_that_no_item_is_left_for_are_empty(answers):
+    everything = np.array(answers.served.vocabulary.item_ids[1:].tolist())
+    bought = {
+        "support": np.tile(everything[:9], (3, 1)),
+        "support_labels": np.ones((3, 9), np.float32),
+        "support_length": np.array([9, 8, 0], np.int32),
+    }
+    for name in ("adapt_and_recommend", "explain"):
+        items = answers(name, **bought, **USERS)["items"]
+        assert (items == "").sum(axis=1).tolist() == [2, 1, 0]
+
+
+def test_half_precision_is_refused_with_what_to_do(shops):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        learner = tmr.meta.MAML(tmr.models.TwoTower(shops["implicit"][1], 4))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    with pytest.raises(ValueError, match="build it under the dtype policy float32 and load the same weights"):
+        ServedLearner(learner)

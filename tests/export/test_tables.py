@@ -32,3 +32,16 @@ def test_products_and_rows_are_those_of_the_decoded_table(weights):
 def test_values_that_a_variable_holds_already_are_not_stored_again():
     variable = tf.Variable(VALUES)
     assert Table(tf.constant(VALUES), "float32", variable).codes is variable
+
+
+@pytest.mark.parametrize("weights", ["float16", "int8"])
+def test_whole_numbers_are_not_rounded(weights):
+    rows = tf.constant([[70_001], [3]])
+    table = Table(rows, weights)
+    assert table.whole().numpy().tolist() == [[70_001], [3]]
+    assert table.rows(tf.constant([0])).dtype == tf.int32
+
+
+def test_a_value_too_large_for_sixteen_bits_is_refused():
+    with pytest.raises(ValueError, match="`weights` float16 must hold values up to 65504.0; an item"):
+        Table(tf.constant([[70_000.0]]), "float16")

@@ -149,3 +149,15 @@ def test_rows_of_unknown_number_have_the_loss_and_both_derivatives_of_known_ones
     np.testing.assert_allclose(found[0], by_hand, rtol=1e-5)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_loss_that_only_has_the_name_of_the_squared_error_is_what_it_says():
+    class Tenfold(keras.losses.MeanSquaredError):
+        def call(self, y_true, y_pred):
+            return 10.0 * super().call(y_true, y_pred)
+
+    one = Rows(tf.constant([1.0]), tf.constant([3.0]), tf.constant([1.0]))
+    assert float(RowLoss(Tenfold())(one, None)) == 40.0
+    assert float(RowLoss(keras.losses.MeanAbsoluteError(name="mean_squared_error"))(one, None)) == 2.0
+    assert float(RowLoss(keras.losses.MeanSquaredError())(one, None)) == 4.0
+    assert float(RowLoss("mean_squared_error")(one, None)) == 4.0

@@ -60,8 +60,8 @@ class Clusters:
 
     @property
     def is_worth_it(self) -> bool:
-        """Whether the recall asked for was reached without scoring so much that exact search is as good."""
-        return self.probes > 0 and self.share <= WORTH_IT
+        """Whether the recall asked for is reached without scoring so much that exact search is as good."""
+        return self.share <= WORTH_IT
 
 
 def fit(vectors: np.ndarray, queries: np.ndarray, top_k: int, wanted: TwoStage) -> Clusters:
@@ -74,7 +74,7 @@ def fit(vectors: np.ndarray, queries: np.ndarray, top_k: int, wanted: TwoStage) 
         wanted: what was asked for.
 
     Returns:
-        With `probes` 0 where even all clusters but one do not reach the recall.
+        The clusters, with the fewest probes that reach the recall; `is_worth_it` says whether that saves anything.
     """
     from sklearn.cluster import MiniBatchKMeans
 

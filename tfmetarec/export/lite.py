@@ -13,6 +13,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tfmetarec.data.whole_file import write_whole
 from tfmetarec.export.adapted import adapted
 from tfmetarec.export.errors import GateError
+from tfmetarec.export.names import input_name
 from tfmetarec.export.quiet import silently
 from tfmetarec.export.signatures import ServedLearner
 from tfmetarec.meta.learner import MetaLearner
@@ -107,7 +108,7 @@ def _function(served: ServedLearner, support: int, candidates: int) -> tuple[tf.
         return tf.nest.map_structure(lambda table: tf.gather(table, places), items)
 
     def adapt_and_score(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        user = {name: inputs[f"user_{name}"] for name in _user_features(served)}
+        user = {name: inputs[input_name("user", name)] for name in _user_features(served)}
         user = learner._cut.encode_user({"user_id": tf.zeros([1], tf.int32), **user}, training=False)
         user = tf.nest.map_structure(lambda t: t[:, None], user)
         label, real = learner.evidence(inputs["support_labels"], inputs["support_length"])
@@ -123,7 +124,7 @@ def _function(served: ServedLearner, support: int, candidates: int) -> tuple[tf.
         "candidates": tf.TensorSpec([1, candidates], tf.int32),
     }
     for name, value in _user_features(served).items():
-        specs[f"user_{name}"] = tf.TensorSpec(value.shape, value.dtype)
+        specs[input_name("user", name)] = tf.TensorSpec(value.shape, value.dtype)
     specs = {name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in specs.items()}
     module = tf.Module()
     function = tf.function(adapt_and_score, autograph=False).get_concrete_function(**specs)
@@ -180,7 +181,7 @@ def _difference(content: bytes, served: ServedLearner, support: int, candidates:
             labels = rng.uniform(low, high, (1, support)).astype(np.float32)
             lengths = np.array([length], np.int32)
             inputs = {"support": rows, "support_labels": labels, "support_length": lengths, "candidates": asked}
-            found = run(**inputs, **{f"user_{name}": value for name, value in user.items()})["scores"]
+            found = run(**inputs, **{input_name("user", name): value for name, value in user.items()})["scores"]
             items = [{name: value[at] for name, value in vocabulary.catalogue.items()} for at in (rows, asked)]
             state = learner.adapt(Support({"user_id": np.zeros(1, np.int32), **user}, items[0], labels, lengths))
             worst = max(worst, float(np.abs(found - learner.score(state, items[1])).max()))

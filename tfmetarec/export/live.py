@@ -120,9 +120,7 @@ class LiveLearner:
         shown[np.arange(shown.shape[1]) >= top_k[:, None]] = -np.inf
         ids = self.vocabulary.item_ids[best]
         ids = ids if ids.dtype.kind == "i" else ids.astype(str)
-        if "top_k" in request:
-            ids = np.where(np.isfinite(shown), ids, self._nothing)
-        return {"items": ids, "scores": shown}
+        return {"items": np.where(np.isinf(shown), self._nothing, ids), "scores": shown}
 
     def _has(self, name: str, wanted: np.ndarray) -> np.ndarray:
         """`(B, I)`: whether an item has one of the values `(B, F)`; everything has where all of them are empty."""

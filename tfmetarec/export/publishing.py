@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 RETIRED = ".retired"
@@ -37,10 +37,13 @@ def staging(base: Path) -> Iterator[Path]:
     The folder around it is locked while it is written, so that a later export knows it from one left behind.
     """
     base.mkdir(parents=True, exist_ok=True)
-    for left in base.iterdir():
-        if left.name.startswith("removing-") or (left.name.startswith("writing-") and _is_abandoned(left)):
-            shutil.rmtree(left, ignore_errors=True)
-    folder, lock = _locked_folder(base)
+    with _alone(base):
+        for left in base.iterdir():
+            if left.name.startswith("removing-") or (left.name.startswith("writing-") and _is_abandoned(left)):
+                shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix="writing-", dir=base))
+        lock = os.open(folder, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
     try:
         version = folder / "version"
         version.mkdir()
@@ -53,17 +56,11 @@ def staging(base: Path) -> Iterator[Path]:
 def publish(version: Path, base: Path) -> int:
     """Flushes a staged version to disk and renames it to its number, which it returns."""
     flush(version)
-    number = next_version(base)
-    while True:
-        try:
-            version.rename(base / str(number))  # Atomic, and refused where the version exists.
-        except OSError:
-            if not (base / str(number)).exists():
-                raise
-            number += 1
-        else:
-            _sync(base)
-            return number
+    with _alone(base):
+        number = next_version(base)
+        version.rename(base / str(number))  # Atomic.
+        _sync(base)
+    return number
 
 
 def prune(path: str | Path, keep: int) -> list[int]:
@@ -74,13 +71,14 @@ def prune(path: str | Path, keep: int) -> list[int]:
     """
     check_keep(keep)
     base = Path(path)
-    old = versions(base)[:-keep]
-    oldest = min(versions(base)[-keep:], default=0)
-    retired = [number for number in retired_versions(base) if number < oldest]
-    for name in [*map(str, old), *(f"{number}{RETIRED}" for number in retired)]:
-        going = base / f"removing-{name}"
-        (base / name).rename(going)  # At once, so that no server ever sees half a version.
-        shutil.rmtree(going)
+    with _alone(base):
+        old = versions(base)[:-keep]
+        oldest = min(versions(base)[-keep:], default=0)
+        retired = [number for number in retired_versions(base) if number < oldest]
+        for name in [*map(str, old), *(f"{number}{RETIRED}" for number in retired)]:
+            going = base / f"removing-{name}"
+            (base / name).rename(going)  # At once, so that no server ever sees half a version.
+            shutil.rmtree(going)
     return old
 
 
@@ -116,6 +114,13 @@ def rollback(path: str | Path, to: int | None = None) -> int:
     (3, [1, 2, 3], [])
     """
     base = Path(path)
+    if not base.is_dir():
+        raise ValueError(f"there is no version before the newest under {base}. Published: []")
+    with _alone(base):
+        return _rolled_back(base, to)
+
+
+def _rolled_back(base: Path, to: int | None) -> int:
     published, retired = versions(base), retired_versions(base)
     if to is None:
         if len(published) < 2:
@@ -143,19 +148,21 @@ def flush(folder: Path) -> None:
 def _numbers(base: Path, suffix: str) -> list[int]:
     if not base.is_dir():
         return []
-    names = [child.name for child in base.iterdir() if child.name.endswith(suffix)]
-    return sorted(int(name.removesuffix(suffix)) for name in names if name.removesuffix(suffix).isdecimal())
+    names = [
+        child.name.removesuffix(suffix) for child in base.iterdir() if child.name.endswith(suffix) and child.is_dir()
+    ]
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
-def _locked_folder(base: Path) -> tuple[Path, int]:
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix="writing-", dir=base))
-        with suppress(FileNotFoundError):  # Another export took it for abandoned before it was locked.
-            lock = os.open(folder, os.O_RDONLY)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if folder.exists():
-                return folder, lock
-            os.close(lock)
+@contextmanager
+def _alone(base: Path) -> Iterator[None]:
+    """While no other export, rollback or clearing away under `base` changes anything."""
+    lock = os.open(base, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _is_abandoned(folder: Path) -> bool:

@@ -89,6 +89,8 @@ def saved_model(
         ValueError: if the learner has no vocabulary, or an option is out of range.
     """
     check_keep(keep)
+    if not warmup_batches or min(warmup_batches) < 1:
+        raise ValueError(f"`warmup_batches` must hold sizes of at least 1. Received: warmup_batches={warmup_batches}")
     served, searching = _served(learner, top_k, weights, search, holdout)
     precision = precision_cost(learner, served, holdout) if holdout is not None and weights != "float32" else None
     base = Path(path)

@@ -15,7 +15,7 @@ from tfmetarec.export.names import input_names
 from tfmetarec.export.small_products import small_products
 from tfmetarec.export.tables import WEIGHTS
 from tfmetarec.meta.learner import MetaLearner
-from tfmetarec.meta.paths import EncodedNegatives, TaskRows
+from tfmetarec.meta.paths import EncodedNegatives, TaskRows, Vectorized
 
 Signatures = dict[str, tf.types.experimental.ConcreteFunction]
 FILTERED = ("category", "category_list")  # Kinds of item features that a request may filter by.
@@ -29,7 +29,7 @@ DESCRIPTIONS = {
     "score_with_state": "Scores candidates for a user whose state the caller kept.",
     "recommend_with_state": "Recommends to a user whose state the caller kept.",
     "embed_users": "The query vectors of adapted users, whose dot product with an item's vector is the score.",
-    "embed_items": "The vectors whose dot product with an adapted user's query is the score.",
+    "embed_items": "Encoded items: where there is `embed_users`, the vectors whose dot product with it is the score.",
     "score_new_items": "Adapts to the support, then scores items that have no row, from their features.",
     "explain": "Recommends, and says by how much each row of the support moved each score.",
 }
@@ -48,8 +48,8 @@ class ServedLearner:
         clusters: for a two-stage search of the catalogue.
 
     Raises:
-        ValueError: if the learner has no vocabulary, an option is out of range, or clusters are given for a model
-            whose score is no dot product.
+        ValueError: if the learner has no vocabulary, its model computes in half precision, an option is out of range,
+            or clusters are given for a model whose score is no dot product.
     """
 
     def __init__(
@@ -74,8 +74,14 @@ class ServedLearner:
         kinds = {spec.name: spec.kind for spec in vocabulary.specs.item}
         self.filters = input_names("only", [name for name, kind in kinds.items() if kind in FILTERED], "item")
         features = {name: tf.constant(value) for name, value in vocabulary.catalogue.items()}
+        encoded = learner._cut.encode_item(features, training=False)
+        if any(tensor.dtype in (tf.bfloat16, tf.float16) for tensor in tf.nest.flatten(encoded)):
+            raise ValueError(
+                "a model that computes in half precision cannot be exported: build it under the dtype policy float32 and "
+                "load the same weights, which are float32 already."
+            )
         self.catalogue = Catalogue(
-            learner._cut.encode_item(features, training=False),
+            encoded,
             tf.constant(vocabulary.item_ids, vocabulary.id_dtype("item")),
             is_retrieval=learner.is_retrieval,
             weights=weights,
@@ -85,6 +91,8 @@ class ServedLearner:
         self._classes = {name: tf.Variable(vocabulary.catalogue[name][order], trainable=False) for name in self.filters}
         self.state = StateFormat(learner, self._somebody(), self._stamp())
         self.inputs = self._inputs()
+        # One function for all signatures, so that adapting is traced once, and stands once in the graph.
+        self._adapting = tf.function(self._adapt_parts, autograph=False)
 
     def _somebody(self) -> Query | Weights:
         """One user of whom nothing is known."""
@@ -276,9 +284,19 @@ class ServedLearner:
 
     def _adapted(self, inputs: dict[str, tf.Tensor], kept: tf.Tensor | None = None) -> Query | Weights:
         """Users adapted to their support; with `kept` `(V, S)` each of them to `V` parts of it, one after another."""
+        wanted = self.inputs["adapt"]
+        parts = self._adapting({name: value for name, value in inputs.items() if name in wanted}, kept)
+        return Query(self.learner, *parts) if self.learner.is_retrieval else Weights(self.learner, *parts)
+
+    def _adapt_parts(self, inputs: dict[str, tf.Tensor], kept: tf.Tensor | None) -> tuple:
         support = inputs["support"]
         user, rows = self._user(inputs, tf.shape(support)[0]), self._rows(support)
         label, real = self._evidence(inputs)
+        if isinstance(self.learner._path, Vectorized):  # It cannot do without a row: one of padding will do.
+            room = [[0, 0], [0, tf.cast(tf.equal(tf.shape(rows)[1], 0), tf.int32)]]
+            rows, label = tf.pad(rows, room), tf.pad(label, room)
+            real = tf.pad(tf.cast(real, tf.int32), room) > 0
+            kept = None if kept is None else tf.pad(tf.cast(kept, tf.int32), room) > 0
         items = self.catalogue.rows(rows)
         if kept is not None:
             times = tf.shape(kept)[0]
@@ -290,7 +308,8 @@ class ServedLearner:
         task = TaskRows(user, items, label, tf.cast(real, label.dtype), self.negatives(rows, real))
         # Negatives before every layer make large products, which are better off as they are.
         with small_products() if task.negatives is None or self.learner.is_retrieval else nullcontext():
-            return adapted(self.learner, self.learner.adapt_rows(task), user)
+            users = adapted(self.learner, self.learner.adapt_rows(task), user)
+        return (users.query,) if isinstance(users, Query) else (users.weights, users.user)
 
     def negatives(self, rows: tf.Tensor, real: tf.Tensor) -> EncodedNegatives | None:
         """What implicit feedback is contrasted with, for support rows `(B, S)` as far as `real` `(B, S)` says so."""
@@ -311,7 +330,7 @@ class ServedLearner:
         top_k: tf.Tensor | int,
         allowed: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Scores and ids `(B, k)` of the best items.
+        """Scores and ids `(B, k)` of the best items; -inf and `_nothing` where there are no more.
 
         Args:
             users: `B` of them.
@@ -329,7 +348,8 @@ class ServedLearner:
             ids = tf.gather(self.catalogue.ids, place)
         out = tf.reduce_any((ids[:, :, None] == left_out[:, None, :]) & real[:, None, :], axis=2)
         scores, place = tf.math.top_k(tf.where(out, -np.inf, scores), top_k)
-        return scores, tf.gather(ids, place, batch_dims=1)
+        ids = tf.gather(ids, place, batch_dims=1)
+        return scores, tf.where(tf.math.is_inf(scores), _nothing(ids), ids)
 
     def _filtered(self, users: Query | Weights, inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """The best items that are neither in the support nor excluded, of the categories asked for."""
@@ -348,7 +368,7 @@ class ServedLearner:
         else:
             scores, ids = self._recommended(users, left_out, real, longest)
         scores = tf.where(tf.range(longest) < top_k[:, None], scores, -np.inf)
-        return {"items": tf.where(tf.math.is_finite(scores), ids, _nothing(ids)), "scores": scores}
+        return {"items": tf.where(tf.math.is_inf(scores), _nothing(ids), ids), "scores": scores}
 
     def _allowed(self, inputs: dict[str, tf.Tensor]) -> tf.Tensor:
         """`(B, I - 1)`: whether an item has, of every feature that is asked about, one of the values asked for."""

@@ -1,4 +1,4 @@
-"""Tables of an export in 32, 16 or 8 bits: what a request reads is decoded, what it does not stays small."""
+"""Tables of an export in 32, 16 or 8 bits: what a request reads is decoded, what it does not read stays small."""
 
 from typing import Any
 
@@ -8,15 +8,18 @@ WEIGHTS = ("float32", "float16", "int8")
 
 
 class Table:
-    """A float table of a given precision, read by rows or whole.
+    """A table of a given precision, read by rows or whole.
 
     int8 holds `(value - offset) / scale` of each column, `scale` and `offset` its own: the last columns of an item are
     its bias and a constant, of another size than the vector before them.
 
     Args:
-        values: `(N, ...)` float.
+        values: `(N, ...)`. What is not float, such as the rows of a model that runs whole, is held as it is.
         weights: "float32", "float16" or "int8".
         variable: that holds `values` in 32 bits already, so that they are not stored twice.
+
+    Raises:
+        ValueError: if a value is too large for so few bits.
     """
 
     def __init__(self, values: tf.Tensor, weights: str, variable: Any = None):
@@ -24,8 +27,14 @@ class Table:
         if variable is not None:
             self.codes = variable
             return
+        if not values.dtype.is_floating:
+            weights = "float32"
         if weights == "float16":
             values = tf.cast(values, tf.float16)
+            if not bool(tf.reduce_all(tf.math.is_finite(values))):
+                raise ValueError(
+                    f"`weights` float16 must hold values up to {tf.float16.max}, and an item has a larger one."
+                )
         elif weights == "int8":
             values = tf.cast(values, tf.float32)
             low, high = tf.reduce_min(values, 0), tf.reduce_max(values, 0)

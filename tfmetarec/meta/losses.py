@@ -120,6 +120,10 @@ class RowLoss:
     def __init__(self, loss: Any):
         self.loss = keras.losses.get(loss)
         self.name = getattr(self.loss, "name", None) or getattr(self.loss, "__name__", "loss")
+        # By what it is: a loss of somebody's own may have any name.
+        self._is_squared = (
+            self.loss is keras.losses.mean_squared_error or type(self.loss) is keras.losses.MeanSquaredError
+        )
 
     def __call__(self, rows: Rows, negatives: NegativeRows | None, shrinkage: float = 0.0) -> tf.Tensor:
         value = weighted_mean(self._each(rows.label, rows.score), rows.weight, shrinkage)
@@ -130,7 +134,7 @@ class RowLoss:
         return 0.5 * (value + contrast * evidence)
 
     def _each(self, label: tf.Tensor, score: tf.Tensor) -> tf.Tensor:
-        if self.name == "mean_squared_error":  # Of one value: Keras's own takes a mean, and ten operations for it.
+        if self._is_squared:  # Of one value: Keras's own takes a mean, and ten operations for it.
             label = tf.cast(label, score.dtype)
             if score.shape.is_fully_defined() or score.shape.rank != label.shape.rank:
                 return tf.math.squared_difference(label, score)
