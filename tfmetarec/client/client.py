@@ -387,7 +387,7 @@ class Client:
             raise ValueError(f"`state` must be the vector that `adapt` returned. Received: shape {np.shape(state)}")
         stale = ServingError(
             "FAILED_PRECONDITION",
-            "The state comes from another version of the model than the one that answers: adapt again.",
+            "The state gives no finite score, so it comes from another version than the one that answers: adapt again.",
         )
         try:
             answer = self._ask(signature, {"state": [state], **inputs}, end)

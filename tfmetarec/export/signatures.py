@@ -77,8 +77,8 @@ class ServedLearner:
         encoded = learner._cut.encode_item(features, training=False)
         if any(tensor.dtype in (tf.bfloat16, tf.float16) for tensor in tf.nest.flatten(encoded)):
             raise ValueError(
-                "a model that computes in half precision cannot be exported: build it under the dtype policy float32 and "
-                "load the same weights, which are float32 already."
+                "a model that computes in half precision cannot be exported: build it under the dtype policy float32 "
+                "and load the same weights, which are float32 already."
             )
         self.catalogue = Catalogue(
             encoded,
