@@ -1,32 +1,13 @@
 """Adapted users inside a graph: what scores items, and what a caller may keep of them between requests."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from tfmetarec.export.catalogue import Catalogue
 from tfmetarec.export.small_products import small_products
-from tfmetarec.meta.learner import AdaptedState, MetaLearner
-
-
-class Adapted(Protocol):
-    """`T` adapted users."""
-
-    def scores(self, items: Any) -> tf.Tensor:
-        """Scores `(T, N)` of encoded items `(T, N, ...)`."""
-
-    def scores_of_all(self, catalogue: Catalogue) -> tf.Tensor:
-        """Scores `(T, I - 1)` of the catalogue, in the order of its places."""
-
-    def search(self, catalogue: Catalogue, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Scores and ids `(T, count)` of the best items, best first."""
-
-    def taken(self, users: tf.Tensor) -> "Adapted":
-        """Some of the users, by place."""
-
-    def packed(self) -> tf.Tensor:
-        """Everything as `(T, P)` float32."""
+from tfmetarec.meta.learner import MetaLearner
 
 
 class Query(NamedTuple):
@@ -88,11 +69,6 @@ def adapted(learner: MetaLearner, weights: list[tf.Tensor], user: Any) -> Query 
     return Weights(learner, weights, user)
 
 
-def from_live(learner: MetaLearner, state: AdaptedState) -> Query | Weights:
-    """The same of what `learner.adapt` returned."""
-    return adapted(learner, state.weights, state.user)
-
-
 class StateFormat:
     """How a state `(T, P)` is read back: a stamp of the version that wrote it first, then what `packed` gave.
 
@@ -120,7 +96,6 @@ class StateFormat:
 
     def unpack(self, state: tf.Tensor) -> tuple[Query | Weights, tf.Tensor]:
         """The users, and which of them `(T,)` are of this version."""
-        state = tf.ensure_shape(state, [None, self.width])
         parts, start = [], 1
         for tensor in tf.nest.flatten(self._example):
             size = int(np.prod(tensor.shape[1:]))

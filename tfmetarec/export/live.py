@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfmetarec.export.adapted import from_live
+from tfmetarec.export.adapted import adapted
 from tfmetarec.export.encoded_learner import EncodedLearner
 from tfmetarec.export.example_requests import Request
 from tfmetarec.export.signatures import ServedLearner
@@ -51,7 +51,7 @@ class LiveLearner:
             return {"embeddings": np.concatenate(flat, axis=1)}
         state = self._adapt(request if behind is None else behind)
         if signature == "adapt":
-            return {"state": self.served.state.pack(from_live(self.learner, state)).numpy()}
+            return {"state": self.served.state.pack(adapted(self.learner, state.weights, state.user)).numpy()}
         if signature == "embed_users":
             return {"embeddings": self.learner.query(state).numpy()}
         if signature == "score_new_items":

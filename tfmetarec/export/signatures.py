@@ -121,9 +121,8 @@ class ServedLearner:
         module = tf.Module(name="served_learner")
         variables: dict[int, tf.Variable] = {}
         for function in signatures.values():
-            handles = {
-                id(tensor) for tensor in function.captured_inputs
-            }  # `variables` has those read while tracing too.
+            # `variables` has those that were read while tracing too.
+            handles = {id(tensor) for tensor in function.captured_inputs}
             variables |= {id(v): v for v in function.variables if id(v.handle) in handles}
         module.variables_read = list(variables.values())
         module.tables = self.vocabulary.tables
@@ -265,7 +264,7 @@ class ServedLearner:
         return tf.nest.map_structure(lambda t: t[:, None], encoded)
 
     def _rows(self, raw_ids: tf.Tensor) -> tf.Tensor:
-        return self.vocabulary.encode("item", {"item_id": raw_ids}, only="item_id")["item_id"]
+        return self.vocabulary.rows("item", "item_id", raw_ids)
 
     def _items(self, raw_ids: tf.Tensor) -> Any:
         return self.catalogue.rows(self._rows(raw_ids))

@@ -1,7 +1,7 @@
 """Small matrix products of an export, run without oneDNN.
 
-TensorFlow hands every matrix product on a CPU to oneDNN, which takes up to 50 microseconds to get ready for one that
-takes two: a request that adapts has dozens of them, and its server waits longer for that than for everything else.
+TensorFlow hands every matrix product on a CPU to oneDNN, which takes much longer to get ready for a small one than the
+product takes: a request that adapts has dozens of them, and its server waits longer for that than for everything else.
 `BatchMatMulV3` is the same product, which TensorFlow keeps for itself.
 """
 
