@@ -26,11 +26,12 @@ def check_legal(folder: Path) -> None:
     saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     for graph in saved.meta_graphs:
         _check_functions(graph)
-        for name, operation in _operations(graph):
-            if operation in PYTHON_ONLY:
-                raise GateError(f"{name} calls Python ({operation}), which a server does not have.")
-            if op_def_registry.get(operation) is None and operation not in _own_functions(graph):
-                raise GateError(f"{name} is of an operation that TensorFlow does not have: {operation}.")
+        own = {function.signature.name for function in graph.graph_def.library.function}
+        for node in _nodes(graph):
+            if node.op in PYTHON_ONLY:
+                raise GateError(f"{node.name} calls Python ({node.op}), which a server does not have.")
+            if op_def_registry.get(node.op) is None and node.op not in own:
+                raise GateError(f"{node.name} is of an operation that TensorFlow does not have: {node.op}.")
         for name, signature in graph.signature_def.items():
             if not name.startswith("__"):
                 _check_batching(name, signature)
@@ -56,15 +57,6 @@ def _nodes(graph: meta_graph_pb2.MetaGraphDef) -> Iterator[Any]:
     yield from graph.graph_def.node
     for function in graph.graph_def.library.function:
         yield from function.node_def
-
-
-def _own_functions(graph: meta_graph_pb2.MetaGraphDef) -> set[str]:
-    return {function.signature.name for function in graph.graph_def.library.function}
-
-
-def _operations(graph: meta_graph_pb2.MetaGraphDef) -> Iterator[tuple[str, str]]:
-    for node in _nodes(graph):
-        yield node.name, node.op
 
 
 def _check_batching(name: str, signature: meta_graph_pb2.SignatureDef) -> None:

@@ -16,6 +16,7 @@ from tfmetarec.export.errors import GateError
 from tfmetarec.export.names import input_name
 from tfmetarec.export.quiet import silently
 from tfmetarec.export.signatures import ServedLearner
+from tfmetarec.export.small_products import rename_outputs
 from tfmetarec.meta.learner import MetaLearner
 from tfmetarec.meta.paths import TaskRows
 from tfmetarec.models.features import placeholder_features
@@ -159,11 +160,7 @@ def _replace_relu_gradients(file: Path) -> None:
             share.attr["DstT"].CopyFrom(kind)
             node.op = "Mul"
             node.input[:] = [signal, f"{share.name}:y:0"]
-        outputs = {f"{node.name}:backprops:0": f"{node.name}:z:0" for node in replaced}
-        for node in function.node_def:
-            node.input[:] = [outputs.get(name, name) for name in node.input]
-        for name, value in function.ret.items():
-            function.ret[name] = outputs.get(value, value)
+        rename_outputs(function, {f"{node.name}:backprops:0": f"{node.name}:z:0" for node in replaced})
     file.write_bytes(saved.SerializeToString(deterministic=True))
 
 

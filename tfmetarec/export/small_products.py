@@ -41,13 +41,18 @@ def rewrite_small_products(folder: Path) -> int:
                 if node.op in _PRODUCTS and SCOPE in node.name and is_float:
                     outputs[f"{node.name}:{_PRODUCTS[node.op][2]}:0"] = f"{node.name}:output:0"
                     _rewrite(node)
-            for node in function.node_def:
-                node.input[:] = [outputs.get(name, name) for name in node.input]
-            for name, value in function.ret.items():
-                function.ret[name] = outputs.get(value, value)
+            rename_outputs(function, outputs)
             count += len(outputs)
     file.write_bytes(saved.SerializeToString(deterministic=True))
     return count
+
+
+def rename_outputs(function: Any, names: dict[str, str]) -> None:
+    """Lets all that reads some outputs of a FunctionDef's operations read others."""
+    for node in function.node_def:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    for name, value in function.ret.items():
+        function.ret[name] = names.get(value, value)
 
 
 def _rewrite(node: Any) -> None:
