@@ -5,6 +5,9 @@ STAMP := .venv/.installed
 # Real data sets for the tests that want them; those tests skip, saying so, where there are none.
 export TFMETAREC_TEST_DATA ?= $(wildcard $(CURDIR)/../shared/data)
 
+# Tests of one file stay in one process, so that what they share is made once.
+TEST_PROCESSES ?= 2
+
 .PHONY: help quickstart test test-slow test-serving lint format lock benchmarks clean
 
 help: ## List what can be made
@@ -25,7 +28,7 @@ quickstart: $(STAMP) ## Real purchases to a served recommendation, with everythi
 	@$(BIN)/python -m tfmetarec quickstart
 
 test: $(STAMP) lint ## Every check that CI runs
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(TEST_PROCESSES) --dist loadfile
 
 test-slow: $(STAMP) ## The long tests too
 	$(BIN)/python -m pytest

@@ -129,6 +129,10 @@ def export(
         Path | None, typer.Option(help="Folder for deployment files: server, compose, Kubernetes, clients.")
     ] = None,
     lite: Annotated[Path | None, typer.Option(help="Also write a LiteRT file that adapts on a phone.")] = None,
+    add_items: Annotated[
+        list[Path] | None,
+        typer.Option(help="CSV, Parquet or JSON lines file of items to add: item_id and features. No retraining."),
+    ] = None,
 ) -> None:
     """Publish a run's learner as the next version of a served model."""
     with _tensorflow():
@@ -138,7 +142,7 @@ def export(
     config = experiment.open_run(run, [*(overrides or ()), *given])
     learner = experiment.load_learner(run / "learner.keras")
     with console.status("writing and checking"):
-        published = experiment.export_learner(config, run, learner, to, dry_run=dry_run)
+        published = experiment.export_learner(config, run, learner, to, add_items=add_items or (), dry_run=dry_run)
     table = Table("signature", "largest difference from the live model")
     for name, difference in published.differences.items():
         table.add_row(name, f"{difference:.1e}")
@@ -151,7 +155,7 @@ def export(
             soft_wrap=True,
         )
     if lite is not None:
-        written = lite_model(learner, lite)
+        written = lite_model(learner, lite, new_items=experiment.new_items(run, learner, add_items or ()))
         console.print(f"Wrote {lite}: {written.size_bytes:,} bytes, {written.difference:.1e} from the live model")
     if published.path is None:
         console.print(f"Dry run: it would be version {published.version} under {published.base}", soft_wrap=True)

@@ -3,7 +3,8 @@
 Every stage reads and writes one run folder:
 
     config.yaml  environment.json  checkpoint/  learner.keras  rival.keras  history.json
-    metrics.parquet  users.parquet  metrics.json  predictions.parquet (if asked)  export/NAME/VERSION/
+    metrics.parquet  users.parquet  metrics.json  predictions.parquet (if asked)  new_items.parquet (if added)
+    export/NAME/VERSION/
 
 A stage that was interrupted is run again with the same folder and goes on where it stopped.
 """
@@ -32,6 +33,7 @@ from tfmetarec.data.whole_file import write_whole
 from tfmetarec.evaluation.validation import MONITORS
 from tfmetarec.meta import Checkpoint, GradientLearner, MetaLearner
 
+NEW_ITEMS = "new_items.parquet"
 # For learners that take gradient steps: one file of settings serves to compare learners of every kind.
 INNER = ("inner_steps", "inner_learning_rate", "shrinkage")
 # Arguments that `build_learner` gives itself, so that nobody can give them among the options.
@@ -200,12 +202,31 @@ def evaluate(
     return table
 
 
+def new_items(run: Path, learner: MetaLearner, files: Sequence[Path] = ()) -> pl.DataFrame | None:
+    """The items added to a run's catalogue: by earlier exports, and by `files`, whose row of an id replaces older ones.
+
+    Raises:
+        ValueError: if a file cannot be read, or its items do not fit the catalogue.
+    """
+    kept = run / NEW_ITEMS
+    assert learner.vocabulary is not None  # Every learner of a run has one.
+    frames = [learner.vocabulary.read_new_items(path) for path in [*([kept] if kept.exists() else []), *files]]
+    return pl.concat(frames, how="diagonal").unique("item_id", keep="last", maintain_order=True) if frames else None
+
+
 def export_learner(
-    config: Config, run: Path, learner: MetaLearner, to: Path | None = None, *, dry_run: bool = False
+    config: Config,
+    run: Path,
+    learner: MetaLearner,
+    to: Path | None = None,
+    *,
+    add_items: Sequence[Path] = (),
+    dry_run: bool = False,
 ) -> export.Export:
     """The next served version of the learner, under `to` or the run folder.
 
-    The data are prepared again where validation users are needed: for a two-stage search, or fewer bits.
+    Items added are kept in the run folder, so that later versions have them too. The data are prepared again where
+    validation users are needed: for a two-stage search, or fewer bits.
     """
     wanted = config.export
     holdout = None
@@ -214,7 +235,8 @@ def export_learner(
         holdout = export.Holdout(
             prepare(config).split.validation, judged.shots, judged.query, config.tasks.order, config.seed
         )
-    return export.saved_model(
+    added = new_items(run, learner, add_items)
+    published = export.saved_model(
         learner,
         to or run / "export" / config.name,
         top_k=wanted.top_k,
@@ -222,9 +244,14 @@ def export_learner(
         weights=wanted.weights,
         search=export.TwoStage(wanted.recall, wanted.clusters, config.seed) if wanted.search == "two_stage" else None,
         holdout=holdout,
+        new_items=added,
         keep=wanted.keep,
         dry_run=dry_run,
     )
+    if added is not None and not dry_run:
+        with write_whole(run / NEW_ITEMS) as partial:
+            added.write_parquet(partial)
+    return published
 
 
 def start_run(config: Config, run: Path | None = None) -> Path:

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 import yaml
 
-from tfmetarec import experiment
+from tfmetarec import cli, experiment
 from tfmetarec.config import load
 from tfmetarec.data.whole_file import write_whole
 
@@ -39,6 +39,15 @@ def tfmetarec(*arguments: str, cwd: Path, code: int = 0) -> str:
     printed = ran.stdout + ran.stderr
     assert ran.returncode == code, printed
     return printed
+
+
+def refused(*arguments: str, code: int = 1, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> str:
+    """What the command line says to a mistake, in this process: importing TensorFlow is most of the time of a new one."""
+    monkeypatch.setattr(sys, "argv", ["tfmetarec", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == code
+    return "".join(capsys.readouterr())
 
 
 @pytest.fixture(scope="module")
@@ -151,10 +160,12 @@ def test_a_rollback_says_what_is_served_now(tmp_path: Path) -> None:
     assert "Out of service, to bring back with --to: 2" in back
 
 
-def test_only_the_export_section_can_change_after_training(run: Path) -> None:
-    said = tfmetarec("export", "run", "--set", "model.embedding_dim=3", cwd=run.parent, code=1)
+def test_only_the_export_section_can_change_after_training(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    said = refused("export", str(run), "--set", "model.embedding_dim=3", monkeypatch=monkeypatch, capsys=capsys)
     assert "only keys of `export` can be changed after training. Received: 'model.embedding_dim=3'" in said
-    said = tfmetarec("export", "run", "--weights", "int7", cwd=run.parent, code=1)
+    said = refused("export", str(run), "--weights", "int7", monkeypatch=monkeypatch, capsys=capsys)
     assert "`export.weights`: input should be 'float32', 'float16' or 'int8'. Received: 'int7'" in said
 
 
@@ -219,17 +230,24 @@ def test_an_interrupted_training_says_how_to_go_on_and_ends_as_an_unbroken_one(r
         (["evaluate", "a[/x]b"], 1, "a[/x]b is not a run folder: it has no config.yaml."),
         (["evaluate", "nowhere"], 1, "nowhere is not a run folder: it has no config.yaml."),
         (["export", "nowhere"], 1, "nowhere is not a run folder"),
+        (["export", "nowhere", "--add-items", "new.csv"], 1, "nowhere is not a run folder"),
         (["recommend", "1", "--server", "127.0.0.1:1"], 1, "UNAVAILABLE"),
         (["recommend", "1", "--server", "nonsense"], 1, '`target` must be "host:port"'),
         (["trian"], 2, "trian"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_leaves_nothing(
-    tmp_path: Path, arguments: list[str], code: int, message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    arguments: list[str],
+    code: int,
+    message: str,
 ) -> None:
     if arguments[0] == "train" and arguments[1] == "--set":
         arguments = [*arguments, "--set", "data.source=synthetic"]
-    said = tfmetarec(*arguments, cwd=tmp_path, code=code)
+    monkeypatch.chdir(tmp_path)
+    said = refused(*arguments, code=code, monkeypatch=monkeypatch, capsys=capsys)
     assert message in said
     assert "Traceback" not in said
     assert said.count("error:") == 1

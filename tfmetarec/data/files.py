@@ -99,6 +99,23 @@ def read_mapping(mapping: str | os.PathLike | Mapping[str, Any]) -> dict[str, An
     return arguments
 
 
+def read_items(path: str | os.PathLike, kinds: Mapping[str, str]) -> pl.DataFrame:
+    """Reads one file of items, all of its columns.
+
+    Args:
+        path: in one of the formats of a mapping.
+        kinds: of the features that it may have, "id" of `item_id`: what is no number in a CSV file stays text.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    files = _files(path, Path(), "items")
+    types = {name: pl.Float64 if kind == "number" else pl.String for name, kind in kinds.items()}
+    file_format = _format_of(files)
+    scan = _scanner(file_format, None, files, types if file_format == "csv" else {})
+    return pl.concat([_read(scan, file, ["item_id"], None) for file in files], how="diagonal_relaxed")
+
+
 def _load(mapping: str | os.PathLike | Mapping[str, Any]) -> tuple[Path, Mapping[str, Any]]:
     if isinstance(mapping, Mapping):
         return Path(), mapping

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tfmetarec.data.errors import DataError
 from tfmetarec.data.interactions import Interactions
+from tfmetarec.data.new_items import read_new_items, typed_new_items
 from tfmetarec.data.schema import Schema
 
 LISTS = ("category_list", "text")
@@ -70,7 +71,8 @@ class Vocabulary:
 
     Attributes:
         specs: `FeatureSpecs`, what models are built from.
-        item_ids: array `(I,)` of raw item ids by row; row 0 is a placeholder (0 or "").
+        item_ids: array `(I,)` of raw item ids by row; row 0 is a placeholder (0 or ""), and items added by
+            `with_items` come last.
         item_names: list of `I` display names by row, the raw id where there is no name.
         catalogue: dict of arrays `(I, ...)`: the encoded features of every catalogue item, row 0 unknown.
         popularity: `(I,)` int64, how many training users met each item.
@@ -90,6 +92,7 @@ class Vocabulary:
         # Object arrays of str: NumPy's fixed-width strings would cost the longest id for every row.
         ids = values["item"]["item_id"]
         self.item_ids = np.concatenate([np.asarray([placeholder], ids.dtype), ids])
+        self._by_id = np.argsort(ids, kind="stable")  # Added items are out of order.
         self.popularity = np.concatenate([[0], items[_POPULARITY].to_numpy()]).astype(np.int64)
         self.item_names = ["?", *items[NAME].to_list()]
         self.catalogue = self._catalogue()
@@ -226,11 +229,51 @@ class Vocabulary:
         if raw.size == 0 or raw.dtype.kind not in kinds:  # An id of the other type is one never seen.
             return np.zeros(raw.shape, np.int32)
         raw = raw.astype(known.dtype)
-        position = np.minimum(np.searchsorted(known, raw), len(known) - 1)
+        position = self._by_id[np.minimum(np.searchsorted(known, raw, sorter=self._by_id), len(known) - 1)]
         return np.where(known[position] == raw, position + 1, 0).astype(np.int32)
 
     def __repr__(self) -> str:
         return f"<Vocabulary of {self.name}: {self.n_items - 1:,} items>"
+
+    # -- adding items ------------------------------------------------------------------------------------
+
+    def with_items(self, items: pl.DataFrame, *, list_separator: str | None = None) -> "Vocabulary":
+        """This vocabulary with items that training never saw, at the end of the catalogue.
+
+        To a model they are items without a row, known by their content alone: no weight has to change.
+
+        Args:
+            items: polars DataFrame with `item_id` and the item features; those it lacks count as missing, and so
+                do values that training never saw.
+            list_separator: str, optional. Splits strings into the values of a `category_list`.
+
+        Raises:
+            DataError: as `typed_new_items` of `tfmetarec.data.new_items`.
+
+        >>> import tfmetarec as tmr
+        >>> vocabulary = Vocabulary.fit(tmr.data.load("synthetic", seed=0))
+        >>> new = vocabulary.with_items(pl.DataFrame({"item_id": [999], "price": [2.5]}))
+        >>> new.n_items - vocabulary.n_items, new.item_rows([999]).tolist() == [vocabulary.n_items]
+        (1, True)
+        """
+        new = typed_new_items(items, self.schema, self._items, list_separator)
+        shown, display = self.schema.item_name, pl.col("item_id").cast(pl.String)
+        new = new.with_columns(
+            (pl.col(shown).cast(pl.String).fill_null(display) if shown in new.columns else display).alias(NAME),
+            pl.lit(0, self._items.schema[_POPULARITY]).alias(_POPULARITY),
+            pl.lit(self._meta["unseen_level"], self._items.schema["item_level"]).alias("item_level"),
+        )
+        together = pl.concat([self._items, new], how="diagonal")
+        values = {**self._values, "item": {**self._values["item"], "item_id": _as_array(together["item_id"])}}
+        return Vocabulary(values, together, self._meta)
+
+    def read_new_items(self, path: str | Path) -> pl.DataFrame:
+        """Items for `with_items` from a file; in CSV, `|` splits the values of a list.
+
+        Raises:
+            DataError: if the file cannot be read, or as `typed_new_items` of `tfmetarec.data.new_items`.
+        """
+        return read_new_items(path, self.schema, self._items)
 
     # -- encoding ----------------------------------------------------------------------------------------
 
@@ -279,7 +322,9 @@ class Vocabulary:
                 rows = tf.shape(next(iter(raw.values())))[0] if batch_size is None else batch_size
                 features[name] = tf.zeros([rows], tf.int32)
             elif spec.kind in ("id", "category"):
-                features[name] = self.rows(side, name, raw[name])
+                rows = self.rows(side, name, raw[name])
+                # What was added after training has a place in the catalogue, but no row that a model would know.
+                features[name] = tf.where(rows < spec.size, rows, 0)
             elif spec.kind == "number":
                 mean, deviation = self._moments[f"{side}.{name}"]
                 value = (tf.cast(raw[name], tf.float32) - mean) / deviation

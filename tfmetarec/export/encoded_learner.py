@@ -22,7 +22,7 @@ class EncodedLearner:
         self._items = served.catalogue.decoded()
 
     def encode_item(self, features: Features) -> Any:
-        """Encoded items by `features["item_id"]` alone."""
+        """Encoded items by `features["item_id"]` alone: their rows in the catalogue, added items included."""
         return tf.nest.map_structure(lambda t: tf.gather(t, features["item_id"]), self._items)
 
     def adapt(self, support: Support) -> AdaptedState:

@@ -52,13 +52,17 @@ class PrecisionCost:
         return self.reduced / self.float32 - 1 if self.float32 else 0.0
 
 
-def precision_cost(learner: MetaLearner, served: ServedLearner, holdout: Holdout) -> PrecisionCost:
-    """nDCG of `served`, which has fewer bits, against the same export in 32, on the same users."""
-    names = {"float32": ServedLearner(learner, served.top_k), "reduced": served}
+def precision_cost(served: ServedLearner, holdout: Holdout) -> PrecisionCost:
+    """nDCG of `served`, which has fewer bits, against the same export in 32, on the same users.
+
+    Items that were added are left out: no held-out user has met one.
+    """
+    whole = ServedLearner(served.learner, served.top_k, vocabulary=served.vocabulary)
+    names = {"float32": whole, "reduced": served}
     table = cold_start(
         {name: EncodedLearner(each) for name, each in names.items()},
         holdout.interactions,
-        vocabulary=served.vocabulary,
+        vocabulary=served.learner.vocabulary,
         shots=holdout.shots,
         query=holdout.query,
         top_k=served.top_k,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
@@ -43,7 +44,13 @@ class LiteModel:
 
 
 def lite_model(
-    learner: MetaLearner, path: str | Path, *, support: int = 20, candidates: int = 100, weights: str = "float32"
+    learner: MetaLearner,
+    path: str | Path,
+    *,
+    support: int = 20,
+    candidates: int = 100,
+    weights: str = "float32",
+    new_items: pl.DataFrame | None = None,
 ) -> LiteModel:
     """Converts adapting and scoring to one file that needs no operation beyond LiteRT's own.
 
@@ -59,6 +66,7 @@ def lite_model(
         support: int, at least 1. `S`.
         candidates: int, at least 1. `N`.
         weights: "float32" or "float16": how the file stores weights. LiteRT computes in 32 bits.
+        new_items: items to add, as `saved_model` takes them.
 
     Raises:
         ValueError: for an option out of range.
@@ -70,7 +78,10 @@ def lite_model(
             raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
     if weights not in TOLERANCE:
         raise ValueError(f"`weights` must be one of {', '.join(TOLERANCE)}. Received: weights={weights!r}")
-    served = ServedLearner(learner, 1)
+    vocabulary = learner.vocabulary
+    if vocabulary is not None and new_items is not None:
+        vocabulary = vocabulary.with_items(new_items)
+    served = ServedLearner(learner, 1, vocabulary=vocabulary)
     content = _converted(served, support, candidates, weights)
     difference = _difference(content, served, support, candidates)
     if not difference <= TOLERANCE[weights]:

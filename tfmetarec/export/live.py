@@ -76,6 +76,8 @@ class LiveLearner:
         return 0 if self.vocabulary.item_ids.dtype.kind == "i" else ""
 
     def _features(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        if self._judge is not self.learner:
+            return {"item_id": rows}
         return {name: value[rows] for name, value in self.vocabulary.catalogue.items()}
 
     def _adapt(self, request: Request) -> AdaptedState:
@@ -91,7 +93,8 @@ class LiveLearner:
 
     def _score(self, state: AdaptedState, raw: np.ndarray | None) -> np.ndarray:
         """Scores of items by raw id, or `(B, I)` of the whole catalogue."""
-        features = self.vocabulary.catalogue if raw is None else self._features(self.vocabulary.item_rows(raw))
+        rows = np.arange(self.vocabulary.n_items) if raw is None else self.vocabulary.item_rows(raw)
+        features = self._features(rows)
         return np.asarray(self._judge.score(state, features))
 
     def _new_items(self, request: Request) -> dict[str, Any]:

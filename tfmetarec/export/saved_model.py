@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import tensorflow as tf
 
 from tfmetarec.export import gate
@@ -55,6 +56,7 @@ def saved_model(
     weights: str = "float32",
     search: TwoStage | None = None,
     holdout: Holdout | None = None,
+    new_items: pl.DataFrame | None = None,
     keep: int | None = None,
     dry_run: bool = False,
 ) -> Export:
@@ -79,6 +81,8 @@ def saved_model(
             recall asked for would take a large part of the catalogue, the search stays exact and `Export.search`
             says so. Requests that filter by category are always searched exactly.
         holdout: users to measure on what `search` and fewer bits give up.
+        new_items: polars DataFrame with `item_id` and features of items that training never saw, to be recommended
+            beside the others by their content; no weight changes, and states that clients keep stay valid.
         keep: int, at least 1. Delete all but so many of the newest versions afterwards, whatever label a server's
             configuration gives them. Defaults to keeping all.
         dry_run: bool. Do everything but publish.
@@ -86,13 +90,13 @@ def saved_model(
     Raises:
         GateError: if the export does not answer as the live model does, or holds what a server refuses. Nothing is
             published then.
-        ValueError: if the learner has no vocabulary, or an option is out of range.
+        ValueError: if the learner has no vocabulary, an option is out of range, or new items do not fit the catalogue.
     """
     check_keep(keep)
     if not warmup_batches or min(warmup_batches) < 1:
         raise ValueError(f"`warmup_batches` must hold sizes of at least 1. Received: warmup_batches={warmup_batches}")
-    served, searching = _served(learner, top_k, weights, search, holdout)
-    precision = precision_cost(learner, served, holdout) if holdout is not None and weights != "float32" else None
+    served, searching = _served(learner, top_k, weights, search, holdout, new_items)
+    precision = precision_cost(served, holdout) if holdout is not None and weights != "float32" else None
     base = Path(path)
     with staging(base) as staged:
         signatures = served.signatures()
@@ -117,10 +121,18 @@ def saved_model(
 
 
 def _served(
-    learner: MetaLearner, top_k: int, weights: str, search: TwoStage | None, holdout: Holdout | None
+    learner: MetaLearner,
+    top_k: int,
+    weights: str,
+    search: TwoStage | None,
+    holdout: Holdout | None,
+    new_items: pl.DataFrame | None,
 ) -> tuple[ServedLearner, str]:
     """What is exported, and one sentence about its search."""
-    served = ServedLearner(learner, top_k, weights=weights)
+    vocabulary = learner.vocabulary
+    if vocabulary is not None and new_items is not None:
+        vocabulary = vocabulary.with_items(new_items)
+    served = ServedLearner(learner, top_k, weights=weights, vocabulary=vocabulary)
     exact = f"exact over {served.catalogue.size:,} items"
     if search is None:
         return served, exact
@@ -139,7 +151,7 @@ def _served(
             f"{exact}: in two stages {found} would take {clusters.share:.0%} of the catalogue, and more than "
             f"{WORTH_IT:.0%} is no faster"
         )
-    served = ServedLearner(learner, top_k, weights=weights, clusters=clusters)
+    served = ServedLearner(learner, top_k, weights=weights, clusters=clusters, vocabulary=vocabulary)
     return served, _two_stage(clusters, found)
 
 
@@ -161,6 +173,7 @@ def _card(served: ServedLearner, warmup_batches: tuple[int, ...], searching: str
         "feedback": learner.feedback,
         "schema": vocabulary.schema.to_dict(),
         "items": served.catalogue.size,
+        "added_items": served.added_items,
         "label_range": vocabulary.label_range,
         "top_k": served.top_k,
         "weights": served.weights,

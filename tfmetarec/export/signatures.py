@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfmetarec.data.vocabulary import Vocabulary
 from tfmetarec.export.adapted import Query, StateFormat, Weights, adapted
 from tfmetarec.export.catalogue import Catalogue
 from tfmetarec.export.clusters import Clusters
@@ -46,6 +47,7 @@ class ServedLearner:
         top_k: int, at least 1: the most items a recommendation holds, fewer if the catalogue has fewer.
         weights: "float32", "float16" or "int8": how the catalogue is stored.
         clusters: for a two-stage search of the catalogue.
+        vocabulary: the learner's own with items added, see `Vocabulary.with_items`. Defaults to the learner's own.
 
     Raises:
         ValueError: if the learner has no vocabulary, its model computes in half precision, an option is out of range,
@@ -53,7 +55,13 @@ class ServedLearner:
     """
 
     def __init__(
-        self, learner: MetaLearner, top_k: int = 20, *, weights: str = "float32", clusters: Clusters | None = None
+        self,
+        learner: MetaLearner,
+        top_k: int = 20,
+        *,
+        weights: str = "float32",
+        clusters: Clusters | None = None,
+        vocabulary: Vocabulary | None = None,
     ):
         if learner.vocabulary is None:
             raise ValueError("`learner` needs a vocabulary to be served, since requests carry raw ids.")
@@ -66,7 +74,8 @@ class ServedLearner:
                 "a two-stage search needs a model that scores by a dot product. "
                 f"Received: {type(learner.model).__name__}"
             )
-        vocabulary = learner.vocabulary
+        self._trained = learner.vocabulary
+        vocabulary = vocabulary or learner.vocabulary
         self.vocabulary, self.learner, self.weights = vocabulary, learner, weights
         self.top_k = min(top_k, vocabulary.n_items - 1)
         self.user_inputs = input_names("user", vocabulary.raw_signature("user"), "user")
@@ -103,13 +112,18 @@ class ServedLearner:
         return self._start(raw, tf.constant(1))
 
     def _stamp(self) -> int:
-        """24 bits of what the version is made of."""
+        """24 bits of what adapted users depend on: items that were added are not among it."""
         digest = hashlib.sha256(f"{self.learner.get_config()} {self.weights}".encode())
         values = [variable.value for variable in self.learner.variables]
-        values += [value for _, value in sorted(self.vocabulary.catalogue.items())]
+        values += [value for _, value in sorted(self._trained.catalogue.items())]
         for value in values:
             digest.update(np.ascontiguousarray(np.asarray(value)).tobytes())
         return int.from_bytes(digest.digest()[:3], "big")
+
+    @property
+    def added_items(self) -> int:
+        """How many items of the catalogue training never saw."""
+        return self.vocabulary.n_items - self._trained.n_items
 
     def resources(self, signatures: Signatures) -> tf.Module:
         """Everything the signatures read, and nothing else, as one object for `tf.saved_model.save`.
