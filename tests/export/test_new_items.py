@@ -106,7 +106,7 @@ def test_a_two_stage_search_has_a_place_for_added_items(shops, make_learner, tmp
     export = saved_model(
         make_learner(vocabulary), tmp_path / "shop", top_k=2, search=search, holdout=holdout, new_items=NEW
     )
-    assert "of 14 items" in export.search or "over 14 items" in export.search
+    assert "14 items (2 of them added)" in export.search
 
 
 @pytest.mark.slow

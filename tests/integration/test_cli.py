@@ -125,8 +125,10 @@ def test_an_exported_run_is_served_and_recommends(run: Path, serving: Callable) 
 
 @pytest.fixture(scope="module")
 def small_versions(run: Path) -> tuple[Path, str]:
-    """A base path with one version in 8 bits, with deployment files and a LiteRT file, and what was printed."""
+    """A base path with one version in 8 bits and two items more, deployment files, a LiteRT file, and what was printed."""
+    (run.parent / "new.csv").write_text("item_id,group,tags,price\n901,group-1,group-1|e,20\n902,,,\n")
     arguments = ("--weights", "int8", "--keep", "2", "--serving-config", "deploy", "--lite", "small.tflite")
+    arguments += ("--add-items", "new.csv")
     printed = tfmetarec("export", "run", "--to", "models/small", *arguments, cwd=run.parent)
     return run.parent / "models" / "small", printed
 
@@ -142,6 +144,9 @@ def test_an_export_in_fewer_bits_says_what_they_cost_and_writes_what_was_asked_f
     assert (base.parents[1] / "small.tflite").stat().st_size > 1000
     card = json.loads((base / "1" / "assets.extra" / "tfmetarec.json").read_text())
     assert card["weights"] == "int8"
+    assert "(2 of them added)" in printed
+    assert card["added_items"] == 2
+    assert pl.read_parquet(base.parents[1] / "run" / "new_items.parquet")["item_id"].to_list() == [901, 902]
 
 
 @pytest.mark.slow

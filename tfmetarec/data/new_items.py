@@ -60,7 +60,7 @@ def typed_new_items(
     typed = pl.DataFrame(
         [typed_feature(items[name], feature, list_separator) for name, feature in features.items() if name in items]
     )
-    wanted = {name: catalogue.schema[name] for name in typed.columns}
+    wanted = pl.Schema({name: catalogue.schema[name] for name in typed.columns})
     _check_widths(typed.schema, wanted)
     try:
         typed = typed.cast(wanted)

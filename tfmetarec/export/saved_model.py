@@ -133,7 +133,7 @@ def _served(
     if vocabulary is not None and new_items is not None:
         vocabulary = vocabulary.with_items(new_items)
     served = ServedLearner(learner, top_k, weights=weights, vocabulary=vocabulary)
-    exact = f"exact over {served.catalogue.size:,} items"
+    exact = f"exact over {_items(served)}"
     if search is None:
         return served, exact
     if not learner.is_retrieval:
@@ -152,14 +152,15 @@ def _served(
             f"{WORTH_IT:.0%} is no faster"
         )
     served = ServedLearner(learner, top_k, weights=weights, clusters=clusters, vocabulary=vocabulary)
-    return served, _two_stage(clusters, found)
-
-
-def _two_stage(clusters: Clusters, found: str) -> str:
-    return (
+    return served, (
         f"two stages: {clusters.probes} of {len(clusters.centroids):,} clusters, {clusters.share:.1%} of "
-        f"{len(clusters.order):,} items, {found}"
+        f"{_items(served)}, {found}"
     )
+
+
+def _items(served: ServedLearner) -> str:
+    added = f" ({served.added_items:,} of them added)" if served.added_items else ""
+    return f"{served.catalogue.size:,} items{added}"
 
 
 def _card(served: ServedLearner, warmup_batches: tuple[int, ...], searching: str) -> dict[str, Any]:
