@@ -1,8 +1,8 @@
 """tfmetarec: TensorFlow recommenders that adapt to a new user inside the request.
 
-`import tfmetarec as tmr`, then `tmr.data`, `tmr.tasks`, `tmr.models`, `tmr.optimizers`, `tmr.meta`,
-`tmr.evaluation`, `tmr.export`, `tmr.server`, `tmr.client` and `tmr.experiment`. Each is imported when it is first
-used, so that `tfmetarec --help` does not wait for TensorFlow.
+`import tfmetarec as tmr`, then `tmr.data`, `tmr.tasks`, `tmr.models`, `tmr.optimizers`, `tmr.meta`, `tmr.transfer`,
+`tmr.evaluation`, `tmr.export`, `tmr.server`, `tmr.client` and `tmr.experiment`. Each is imported when it is first used,
+so that `tfmetarec --help` does not wait for TensorFlow.
 """
 
 import importlib
@@ -12,7 +12,19 @@ from importlib.metadata import version as _version
 from types import ModuleType
 
 __version__ = _version("tfmetarec")
-__all__ = ["client", "data", "evaluation", "experiment", "export", "meta", "models", "optimizers", "server", "tasks"]
+__all__ = [
+    "client",
+    "data",
+    "evaluation",
+    "experiment",
+    "export",
+    "meta",
+    "models",
+    "optimizers",
+    "server",
+    "tasks",
+    "transfer",
+]
 
 
 def _use_legacy_keras() -> None:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from tfmetarec.client import Explanation
+    from tfmetarec.config import Config
 
 app = typer.Typer(
     help="Recommenders that adapt to a new user inside the request.",
@@ -65,7 +66,67 @@ def train(config: ConfigArgument = None, run: RunOption = None, overrides: SetOp
     """Train the learner (and its rival) of an experiment; continues an interrupted run."""
     from tfmetarec.config import load
 
+    _train(load(config or _own_config(run), overrides or ()), run)
+
+
+@app.command()
+def distill(
+    config: ConfigArgument = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="Run folder of a learner, or a .keras file with a recommender; from the configuration if unset."
+        ),
+    ] = None,
+    run: RunOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Train a learner from a teacher, and beside it the same learner without; continues an interrupted run."""
+    from tfmetarec.config import load
+
+    own = config or _own_config(run)
+    given = [f"distillation.teacher={json.dumps(teacher)}"] if teacher is not None else []
+    settings = load(own, [*given, *(overrides or ())])
+    if settings.distillation.teacher is None:
+        raise ValueError("`distill` needs a teacher: give --teacher, or `distillation.teacher` in the file.")
+    if "rival" not in settings.meta.model_fields_set:  # What a teacher is worth shows beside the same learner alone.
+        settings = load(own, [*given, f"meta.rival={settings.meta.algorithm}", *(overrides or ())])
+    _train(settings, run)
+
+
+@app.command()
+def transfer(
+    config: ConfigArgument = None,
+    run: RunOption = None,
+    overrides: SetOption = None,
+    metric: Annotated[str | None, typer.Option(help="Metric of the table, e.g. ndcg@20.")] = None,
+) -> None:
+    """Carry what users did in one domain to another in which they are new, and compare with the floors."""
+    from tfmetarec.config import load
+
     settings = load(config or _own_config(run), overrides or ())
+    with _tensorflow():
+        from tfmetarec import experiment
+        from tfmetarec.console import cold_start_table
+    with console.status("preparing") as status:
+        crossing = experiment.prepare_crossing(settings)
+        folder = experiment.start_run(settings, run)
+        status.update(Text(f"fitting {settings.transfer.method}"))
+        method = experiment.cross(settings, folder, crossing)
+        table = experiment.evaluate_crossing(
+            settings,
+            folder,
+            crossing,
+            method,
+            progress=lambda name, k: status.update(Text(f"judging {name} at K={k}")),
+        )
+    for note in table.notes:
+        console.print(note, style="dim")
+    console.print(cold_start_table(table, metric, learners=[method.name]))
+    console.print(f"Run folder: {folder}", soft_wrap=True)
+
+
+def _train(settings: "Config", run: Path | None) -> None:
     with _tensorflow():
         from tfmetarec import experiment
         from tfmetarec.console import split_table
@@ -91,11 +152,7 @@ def evaluate(
         from tfmetarec import experiment
         from tfmetarec.console import cold_start_table
     config = experiment.open_run(run)
-    learner = experiment.load_learner(run / "learner.keras")
-    learners = {type(learner).__name__: learner}
-    if config.meta.rival:
-        rival = experiment.load_learner(run / "rival.keras")
-        learners = {type(rival).__name__: rival, **learners}
+    learners = experiment.learners(config, run)
     with console.status("preparing") as status:
         prepared = experiment.prepare(config)
         table = experiment.evaluate(

@@ -81,6 +81,38 @@ class TrainingConfig(_Section):
     tensorboard: bool = Field(False, description="Write TensorBoard logs into the run folder.")
 
 
+class DistillationConfig(_Section):
+    teacher: str | None = Field(
+        None, description="Run folder of a learner, or a .keras file with a recommender; unset: no teacher."
+    )
+    alpha: float = Field(0.5, ge=0, le=1, description="Weight of the teacher; the rest is that of the labels.")
+    loss: str | None = Field(
+        None, description="Class of tfmetarec.transfer that compares with the teacher; unset: by the kind of feedback."
+    )
+    options: dict[str, Any] = Field({}, description="Arguments of that loss, e.g. `temperature`.")
+    candidates: int | Literal["episode", "catalogue"] = Field(
+        "episode", description="What both score: the episode's items, all, or so many that the teacher puts first."
+    )
+    unknown_items: Literal["leave_out", "content"] = Field(
+        "leave_out", description="Items the teacher has no row for: left out, or scored by their content."
+    )
+
+
+class TransferConfig(_Section):
+    source: str | None = Field(None, description="Domain to transfer from; the data need a column `domain`.")
+    target: str | None = Field(None, description="Domain to transfer to.")
+    method: str = Field("joint_training", description="File name of a method in transfer, e.g. emcdr or ptupcdr.")
+    options: dict[str, Any] = Field({}, description="Arguments of the method.")
+    shots: tuple[int, ...] = Field((0, 20, 100), description="Source interactions K to report at.")
+
+
+class ZeroShotConfig(_Section):
+    items: bool = Field(False, description="Complete items without a row by the prototypes of their classes.")
+    user_features: tuple[str, ...] = Field(
+        (), description="User features whose groups have a starting point of their own, e.g. [age, income]."
+    )
+
+
 class EvaluationConfig(_Section):
     shots: tuple[int, ...] = Field((0, 1, 3, 5, 10, 20), description="Support sizes K to report.")
     query: int = Field(20, ge=1, description="Interactions a user is judged on.")
@@ -112,6 +144,9 @@ class Config(_Section):
     model: ModelConfig = ModelConfig()
     meta: MetaConfig = MetaConfig()
     training: TrainingConfig = TrainingConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    transfer: TransferConfig = TransferConfig()
+    zero_shot: ZeroShotConfig = ZeroShotConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     export: ExportConfig = ExportConfig()
 
@@ -122,8 +157,8 @@ class Config(_Section):
 def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML file (or takes the defaults, which are the quickstart's) and applies overrides.
 
-    Relative paths among `data.options` become absolute, from the current directory: a run that is continued
-    from elsewhere finds its data.
+    Relative paths among `data.options`, and that of the teacher, become absolute, from the current directory: a run
+    that is continued from elsewhere finds its data.
 
     Args:
         path: the file.
@@ -167,6 +202,9 @@ def _set(values: dict[str, Any], override: str) -> None:
 
 
 def _make_paths_absolute(values: dict[str, Any]) -> None:
+    distillation = values.get("distillation")
+    if isinstance(distillation, dict) and isinstance(distillation.get("teacher"), str):
+        distillation["teacher"] = _absolute(distillation["teacher"])
     section = values.get("data")
     options = section.get("options") if isinstance(section, dict) else None
     if not isinstance(options, dict):

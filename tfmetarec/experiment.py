@@ -10,11 +10,13 @@ A stage that was interrupted is run again with the same folder and goes on where
 """
 
 import difflib
+import functools
 import importlib
 import inspect
 import json
 import os
 import platform
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ import keras
 import polars as pl
 import yaml
 
-from tfmetarec import data, evaluation, export, tasks
+from tfmetarec import data, evaluation, export, tasks, transfer
 from tfmetarec.config import Config, ConfigError, load
 from tfmetarec.data.whole_file import write_whole
 from tfmetarec.evaluation.validation import MONITORS
@@ -64,6 +66,9 @@ def check(config: Config, run: Path | None = None) -> None:
             of another configuration.
     """
     model, meta = config.model, config.meta
+    if (teacher := config.distillation.teacher) is not None:
+        _check_teacher(Path(teacher))
+        _soft_loss(config)
     _check_options("model", find("models", model.kind), model.options)
     _check_options("meta", find("meta", meta.algorithm), meta.options)
     if meta.rival is not None:
@@ -118,19 +123,51 @@ def build_learner(config: Config, vocabulary: data.Vocabulary, algorithm: str | 
             **chosen.options,
         )
     meta = config.meta
-    options = {} if algorithm else meta.options
+    options = {} if algorithm not in (None, meta.algorithm) else meta.options
     kind = find("meta", algorithm or meta.algorithm)
     inner = {name: getattr(meta, name) for name in INNER} if issubclass(kind, GradientLearner) else {}
     with _naming_options("meta.options", options):
         learner = kind(model, **inner, contrast=meta.contrast, seed=config.seed, **options)
-    training = config.training
-    optimizer = keras.optimizers.AdamW(training.learning_rate, weight_decay=training.weight_decay)
-    learner.compile(optimizer=optimizer, loss=training.loss)
+    learner.compile(optimizer=_optimizer(config), loss=config.training.loss)
     return learner
 
 
+def _optimizer(config: Config) -> keras.optimizers.Optimizer:
+    return keras.optimizers.AdamW(config.training.learning_rate, weight_decay=config.training.weight_decay)
+
+
+def _soft_loss(config: Config) -> Any:
+    """The configured loss that compares with the teacher; `None` for the one that fits the feedback."""
+    wanted = config.distillation
+    if wanted.loss is None and not wanted.options:
+        return None
+    losses = [name for name in transfer.SOFT_LOSSES if name == wanted.loss]
+    if not losses:
+        nearest = difflib.get_close_matches(wanted.loss or "", transfer.SOFT_LOSSES, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"There are: {', '.join(transfer.SOFT_LOSSES)}."
+        raise ConfigError(
+            f"`distillation.loss` must be a class of `tfmetarec.transfer`; {hint} Received: {wanted.loss!r}"
+        )
+    with _naming_options("distillation.options", wanted.options):
+        return getattr(transfer, losses[0])(**wanted.options)
+
+
+def _check_teacher(path: Path) -> None:
+    if not (path / "learner.keras").exists() and not (path.suffix == ".keras" and path.exists()):
+        raise ConfigError(
+            f"`distillation.teacher` must be a run folder with a finished learner, or a .keras file. Received: {path}"
+        )
+
+
+def load_teacher(config: Config, vocabulary: data.Vocabulary) -> transfer.LearnerTeacher:
+    """What the learner is distilled from, for a student of this vocabulary."""
+    path = Path(str(config.distillation.teacher))
+    teacher = keras.models.load_model(path / "learner.keras" if path.is_dir() else path)
+    return transfer.translated_teacher(teacher, vocabulary, unknown_items=config.distillation.unknown_items)
+
+
 def train(config: Config, run: Path, prepared: Prepared, *, verbose: int | str = "auto") -> MetaLearner:
-    """Trains the learner, or takes it up where an earlier call with the same folder was interrupted."""
+    """Trains the learner, from its teacher if it has one; takes up what an earlier call with this folder left."""
     return _train_one(config, run, prepared, "learner", None, verbose)
 
 
@@ -150,6 +187,14 @@ def _train_one(
     learner = build_learner(config, prepared.vocabulary, algorithm)
     monitor, mode = MONITORS[learner.feedback]
     judged = config.evaluation
+    fitted: Any = learner
+    if name == "learner" and config.distillation.teacher is not None:
+        wanted = config.distillation
+        teacher = load_teacher(config, prepared.vocabulary)
+        fitted = transfer.Distiller(
+            learner, teacher, soft_loss=_soft_loss(config), alpha=wanted.alpha, candidates=wanted.candidates
+        )
+        fitted.compile(optimizer=_optimizer(config), loss=config.training.loss)
     checkpoint = Checkpoint(run / "checkpoint" / name, monitor=monitor, mode=mode, patience=config.training.patience)
     callbacks: list[keras.callbacks.Callback] = [
         evaluation.ColdStartValidation(
@@ -165,8 +210,17 @@ def _train_one(
     if config.training.tensorboard:
         callbacks.append(keras.callbacks.TensorBoard(run / "tensorboard" / name))
     episodes = build_episodes(config, prepared)
-    learner.fit(episodes, epochs=config.training.epochs, callbacks=callbacks, verbose=verbose)
-    learner.load_weights(checkpoint.best_weights)
+    fitted.fit(episodes, epochs=config.training.epochs, callbacks=callbacks, verbose=verbose)
+    fitted.load_weights(checkpoint.best_weights)
+    completed = config.zero_shot
+    if name == "learner" and (completed.items or completed.user_features):
+        learner = transfer.zero_shot(
+            learner,
+            prepared.split.train,
+            items=completed.items,
+            user_features=completed.user_features,
+            seed=config.seed,
+        )
     _write(run / f"{name}-history.json", json.dumps(checkpoint.history, indent=1))
     _save(learner, finished)
     return learner
@@ -195,10 +249,100 @@ def evaluate(
         progress=progress,
         seed=config.seed,
     )
-    for name, frame in (("metrics", table.summary), ("users", table.per_user)):
-        with write_whole(run / f"{name}.parquet") as partial:
-            frame.write_parquet(partial)
-    _write(run / "metrics.json", json.dumps({"notes": table.notes, "rows": table.summary.to_dicts()}, indent=1))
+    _write_table(run, table)
+    return table
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """The data of an experiment across two domains."""
+
+    split: data.Split
+    domains: transfer.Domains
+
+
+def prepare_crossing(config: Config) -> Crossing:
+    """Loads the data of both domains and hides the target from a share of the users whom both have.
+
+    Raises:
+        ValueError: if a domain is not named, not there, or no user has both.
+    """
+    wanted = config.transfer
+    for name in ("source", "target"):
+        if getattr(wanted, name) is None:
+            raise ConfigError(f"`transfer.{name}` must name a domain of the data. Received: none")
+    _crossing_method(config)
+    with _naming_options("data.options", config.data.options):
+        interactions = data.load(config.data.source, **config.data.options)
+    split = data.by_domain(
+        interactions,
+        source=str(wanted.source),
+        target=str(wanted.target),
+        test_share=config.split.test_share,
+        seed=config.seed,
+    )
+    domains = transfer.Domains.of(split["source"], split["train"], min_item_users=config.vocabulary.min_item_users)
+    return Crossing(split, domains)
+
+
+def cross(config: Config, run: Path, crossing: Crossing) -> transfer.CrossDomainMethod:
+    """Fits the configured method, choosing on validation users, or loads what an earlier call has fitted."""
+    folder = run / "method"
+    if folder.exists():
+        return transfer.load_method(folder)
+    keras.utils.set_random_seed(config.seed)
+    method = transfer.cross_domain(
+        _crossing_method(config),
+        crossing.split["source"],
+        crossing.split["train"],
+        validation_share=config.split.validation_share,
+        min_item_users=config.vocabulary.min_item_users,
+        seed=config.seed,
+    )
+    if (learner := getattr(method, "learner", None)) is not None:  # It can be exported like any other.
+        _save(learner, run / "learner.keras")
+    with tempfile.TemporaryDirectory(prefix=".method-", dir=run) as staged:  # All of it, or nothing.
+        method.save(Path(staged) / "method")
+        os.replace(Path(staged) / "method", folder)
+    return method
+
+
+def _crossing_method(config: Config) -> transfer.CrossDomainMethod:
+    """The configured method; one that trains a learner gets the configured one."""
+    kind, options = transfer.method_class(config.transfer.method), dict(config.transfer.options)
+    parameters = inspect.signature(kind).parameters
+    for name in options:
+        if name not in parameters or name == "learner":
+            known = [name for name in parameters if name != "learner"]
+            raise ConfigError(f"unknown key `transfer.options.{name}`; known: {', '.join(known)}.")
+    if "learner" in parameters:
+        options["learner"] = functools.partial(build_learner, config)
+    if "teacher" in parameters:
+        options["teacher"] = transfer.method_class(options.get("teacher", "joint_training"))()
+    with _naming_options("transfer.options", config.transfer.options):
+        return kind(**options)
+
+
+def evaluate_crossing(
+    config: Config,
+    run: Path,
+    crossing: Crossing,
+    method: transfer.CrossDomainMethod,
+    *,
+    progress: Callable[[str, int], None] | None = None,
+) -> evaluation.ColdStartTable:
+    """The table on test users, who are cold in the target, written into the run folder."""
+    table = evaluation.cross_domain(
+        {method.name: method},
+        crossing.domains,
+        crossing.split["test"],
+        shots=config.transfer.shots,
+        top_k=config.evaluation.top_k,
+        floors=config.evaluation.floors,
+        progress=progress,
+        seed=config.seed,
+    )
+    _write_table(run, table)
     return table
 
 
@@ -288,6 +432,22 @@ def open_run(run: Path, overrides: Sequence[str] = ()) -> Config:
         if not override.startswith("export."):
             raise ConfigError(f"only keys of `export` can be changed after training. Received: {override!r}")
     return load(run / "config.yaml", overrides)
+
+
+def learners(config: Config, run: Path) -> dict[str, MetaLearner]:
+    """The finished learners of a run by their names in tables, the rival first.
+
+    Raises:
+        ValueError: if one is not finished.
+    """
+    learner = load_learner(run / "learner.keras")
+    name = type(learner).__name__
+    if config.distillation.teacher is not None:
+        name += " (distilled)"
+    if config.meta.rival is None:
+        return {name: learner}
+    rival = load_learner(run / "rival.keras")
+    return {type(rival).__name__: rival, name: learner}
 
 
 def load_learner(path: Path) -> MetaLearner:
@@ -385,7 +545,7 @@ def _check_lengths(part: str, interactions: data.Interactions, vocabulary: data.
 
 def _begun(run: Path) -> bool:
     """Whether anything was trained in a folder that would be lost, or mixed up, under another configuration."""
-    trained = any((run / name).exists() for name in ("checkpoint", "learner.keras", "rival.keras"))
+    trained = any((run / name).exists() for name in ("checkpoint", "learner.keras", "rival.keras", "method"))
     return trained and (run / "config.yaml").exists()
 
 
@@ -420,6 +580,13 @@ def _model_in(package: str, name: str) -> Any:
         if own and value.__name__.lower() == name.replace("_", ""):
             return value
     return None
+
+
+def _write_table(run: Path, table: evaluation.ColdStartTable) -> None:
+    for name, frame in (("metrics", table.summary), ("users", table.per_user)):
+        with write_whole(run / f"{name}.parquet") as partial:
+            frame.write_parquet(partial)
+    _write(run / "metrics.json", json.dumps({"notes": table.notes, "rows": table.summary.to_dicts()}, indent=1))
 
 
 def _save(learner: MetaLearner, path: Path) -> None:

@@ -215,24 +215,33 @@ def by_time(interactions: Interactions, *, validation_share: float = 0.1, test_s
     return Split(_parts(interactions, rows), notes=tuple(notes))
 
 
-def by_domain(interactions: Interactions, *, source: str, target: str, test_share: float = 0.2, seed: int = 0) -> Split:
+def by_domain(
+    interactions: Interactions,
+    *,
+    source: str,
+    target: str,
+    test_share: float = 0.2,
+    validation_share: float = 0.0,
+    seed: int = 0,
+) -> Split:
     """Holds out the target domain of users who are known in the source domain.
 
     `source` has all rows of the source domain, `test` the target rows of a share of the users that both
-    domains have, and `train` the target rows of everybody else.
+    domains have, `validation` those of another share, and `train` the target rows of everybody else.
 
     Args:
         interactions: `Interactions` with domains.
         source: str. The domain to transfer from.
         target: str. The domain to transfer to.
         test_share: float in (0, 1). The share of the shared users that is held out. Defaults to 0.2.
+        validation_share: float in [0, 1); 0 makes no part `validation`. The share of the shared users; `test` is
+            the same whatever it is. Defaults to 0.
         seed: int, at least 0. Equal seeds give equal parts.
 
     Raises:
-        DataError: if a domain is not there, no user has both, `test_share` is out of range, or a part would
-            be empty.
+        DataError: if a domain is not there, no user has both, a share is out of range, or a part would be empty.
     """
-    _check_share("test_share", test_share)
+    _check_test_and_validation(test_share, validation_share)
     table = interactions.table
     if "domain" not in table.columns:
         raise DataError("`interactions` must have a column `domain` to be split by domain. Received none")
@@ -249,8 +258,8 @@ def by_domain(interactions: Interactions, *, source: str, target: str, test_shar
     shared = _shared(table, "user_id", in_source, in_target)
     if shared.is_empty():
         raise DataError(f"`source` and `target` must share users. Received none with both {source!r} and {target!r}")
-    (test,), _ = _draw(_generator(seed), shared, [test_share])
-    is_test = table["user_id"].is_in(test.implode())
+    (test, validation), _ = _draw(_generator(seed), shared, [test_share, validation_share])
+    is_test, is_validation = (table["user_id"].is_in(held_out.implode()) for held_out in (test, validation))
     notes = []
     others = int((~in_source & ~in_target).sum())
     if others:
@@ -258,7 +267,10 @@ def by_domain(interactions: Interactions, *, source: str, target: str, test_shar
     both = len(_shared(table, "item_id", in_source, in_target))
     if both:
         notes.append(f"Item ids that both domains have, {both:,} in all, are taken to be the same items.")
-    rows = {"source": in_source, "train": in_target & ~is_test, "test": in_target & is_test}
+    rows = {"source": in_source, "train": in_target & ~is_test & ~is_validation}
+    if validation_share:
+        rows["validation"] = in_target & is_validation
+    rows["test"] = in_target & is_test
     return Split(_parts(interactions, rows), seed, tuple(notes))
 
 

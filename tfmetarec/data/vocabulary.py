@@ -213,6 +213,17 @@ class Vocabulary:
         values = self._values[side].get(f"{side}_id")
         return tf.int64 if values is not None and values.dtype == np.int64 else tf.string
 
+    @property
+    def items(self) -> pl.DataFrame:
+        """The catalogue in raw form: `item_id` and the item features, in the order of rows from 1."""
+        wanted = {feature.name for feature in self.schema.item}
+        return self._items.select([column for column in self._items.columns if column in wanted])
+
+    def moments(self, side: str, name: str) -> tuple[float, float]:
+        """Mean and standard deviation by which a number of `side` is standardised."""
+        mean, deviation = self._moments[f"{side}.{name}"]
+        return mean, deviation
+
     def known_values(self, side: str, name: str) -> np.ndarray | None:
         """Raw values of a feature in the order of their rows from 1, or `None` for numbers and vectors."""
         return self._values[side].get(name)

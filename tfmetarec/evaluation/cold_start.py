@@ -145,7 +145,7 @@ def cold_start(
         raise ValueError("`vocabulary` must be given: none of the recommenders has one of its own.")
     if not named and train is None:
         raise ValueError("`recommenders` must hold at least one, or `train` be given for the floors. Received: neither")
-    _check(shots, query, top_k, confidence, seed)
+    check_options(shots, query, top_k, confidence, seed)
     feedback = vocabulary.specs.feedback
     width = max(shots) + query
     longest = int(interactions.table.group_by("user_id").len()["len"].to_numpy().max())
@@ -182,7 +182,7 @@ def cold_start(
         with write_whole(predictions) as writing:
             pl.concat(written).write_parquet(writing)
     per_user = pl.concat(kept)
-    return ColdStartTable(_summary(per_user, confidence, seed), per_user, feedback, notes, confidence)
+    return ColdStartTable(summarized(per_user, confidence, seed), per_user, feedback, notes, confidence)
 
 
 def fitted_floors(train: Interactions, vocabulary: Vocabulary, *, seed: int = 0) -> dict[str, Recommender]:
@@ -276,7 +276,8 @@ def _judge_ratings(
     return figures, rows
 
 
-def _summary(per_user: pl.DataFrame, confidence: float, seed: int) -> pl.DataFrame:
+def summarized(per_user: pl.DataFrame, confidence: float, seed: int) -> pl.DataFrame:
+    """Means over users with their bootstrap intervals: one row per learner, K and metric."""
     names = [name for name in per_user.columns if name not in ("learner", "K", "user_id")]
     rows = []
     for (learner, k), group in per_user.group_by("learner", "K", maintain_order=True):
@@ -287,7 +288,8 @@ def _summary(per_user: pl.DataFrame, confidence: float, seed: int) -> pl.DataFra
     return pl.DataFrame(rows)
 
 
-def _check(shots: Sequence[int], query: int, top_k: int, confidence: float, seed: int) -> None:
+def check_options(shots: Sequence[int], query: int, top_k: int, confidence: float, seed: int) -> None:
+    """Refuses options of a table that are out of range."""
     if isinstance(shots, int) or not len(shots) or any(not isinstance(k, int) or k < 0 for k in shots):
         raise ValueError(f"`shots` must be one or more ints, at least 0. Received: shots={shots!r}")
     if len(set(shots)) < len(shots):

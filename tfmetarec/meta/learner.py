@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -129,7 +130,10 @@ class MetaLearner(keras.Model):
 
     def outer_loss(self, support: TaskRows, query: TaskRows) -> OuterLoss:
         """What the outer step minimises: by default the query loss after adapting, averaged over tasks."""
-        loss, scores = self._path.losses(self.adapt_rows(support, training=True), query, self.task_loss)
+        return self._query_loss(self.adapt_rows(support, training=True), query)
+
+    def _query_loss(self, weights: Any, query: TaskRows) -> OuterLoss:
+        loss, scores = self._path.losses(weights, query, self.task_loss)
         return OuterLoss(tf.reduce_mean(loss), tf.reduce_mean(loss), scores)
 
     # -- the two verbs ---------------------------------------------------------------------------------------
@@ -303,6 +307,38 @@ class MetaLearner(keras.Model):
         ]
         return loss, scores, inner, outer
 
+    def candidate_scores(
+        self, episode: Episode, candidates: Sequence[Features], *, with_loss: bool = True
+    ) -> tuple[OuterLoss | None, tf.Tensor]:
+        """The outer loss, and scores of candidates after adapting as in training, both to be differentiated.
+
+        What else an outer step may look at, as distillation does. Under a tape, the gradient reaches every trainable
+        variable of the learner, through adapting wherever the algorithm lets it.
+
+        Args:
+            episode: of tasks about users.
+            candidates: features of items, `(T, N, ...)` of each task or `(N, ...)` common to all; their scores stand
+                side by side, in this order.
+            with_loss: whether the outer loss is wanted; else `None` stands for it.
+
+        Returns:
+            The outer loss, without the model's own penalties (`losses`), and scores `(T, sum of N)`.
+        """
+        support, query = self.encode(episode)
+        outer = weights = None
+        if candidates:
+            weights = self.adapt_rows(support, training=True)
+        if with_loss and candidates and type(self).outer_loss is MetaLearner.outer_loss:
+            outer = self._query_loss(weights, query)  # Adapted already.
+        elif with_loss:
+            outer = self.outer_loss(support, query)
+        scores = [tf.zeros((tf.shape(query.label)[0], 0), query.label.dtype)]
+        for features in candidates:
+            item = self._cut.encode_item(_tensors(features), training=True)
+            common = "item" if features["item_id"].shape.rank == 1 else None
+            scores.append(tf.cast(self.score_rows(weights, query.user, item, common), query.label.dtype))
+        return outer, tf.concat(scores, 1)
+
     def encode(self, episode: Episode, training: bool = True) -> tuple[TaskRows, TaskRows]:
         """Encoded support and query, contrasted with sampled negatives where the episode has them."""
         parts = []
@@ -466,7 +502,8 @@ class MetaLearner(keras.Model):
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        self.compile(**keras.saving.deserialize_keras_object(config))
+        # Of a learner that was never compiled, its loss alone was saved: it gets no optimizer that it did not have.
+        self.compile(**{"optimizer": None, **keras.saving.deserialize_keras_object(config)})
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -515,6 +552,11 @@ class MetaLearner(keras.Model):
 
     def _logs(self, loss: tf.Tensor, episode: Episode, scores: tf.Tensor) -> dict[str, Any]:
         self.loss_tracker.update_state(loss)
+        self.update_metrics(episode, scores)
+        return self.get_metrics_result()
+
+    def update_metrics(self, episode: Episode, scores: tf.Tensor) -> None:
+        """Adds a batch to the metrics that were compiled: query labels and scores `(T, Q)`, padding left out."""
         if self._compile_metrics is not None:
             query = episode.query
             label, real = self.evidence(query.label, query.length)
@@ -522,7 +564,6 @@ class MetaLearner(keras.Model):
             self._compile_metrics.update_state(
                 tf.reshape(label, [-1, 1]), tf.reshape(scores, [-1, 1]), sample_weight=weight
             )
-        return self.get_metrics_result()
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Nothing is left to build but metrics: Keras would run a step on symbols, which have no gradients."""

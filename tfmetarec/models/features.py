@@ -11,9 +11,11 @@ from keras import ops
 
 from tfmetarec.data.vocabulary import LISTS, FeatureSpec, FeatureSpecs, Vocabulary
 from tfmetarec.models.embedding import RowSparseEmbedding
+from tfmetarec.models.fusion import GateFusion, as_direction, check_fusion, is_present
 from tfmetarec.tasks.episode import Features
 
 Apply = Callable[[keras.layers.Layer, Any], Any]
+_OTHERS = ""  # The modality of all that is no vector; no feature is called so.
 
 
 def directly(layer: keras.layers.Layer, inputs: Any) -> Any:
@@ -82,16 +84,35 @@ class FeatureEncoder(keras.layers.Layer):
     Args:
         specs: the features, as `FeatureSpec`s or dicts.
         embedding_dim: int, at least 1. Width of each embedding; a small table gets a narrower one.
+        seed: int.
+        fusion: "concatenate", or what becomes of vectors instead of standing side by side: "gate" mixes them to one
+            of twice `embedding_dim`, see `GateFusion`; "gate_all" takes all other features together as one more
+            modality. A gated vector counts by its direction, not its length, and is missing if it is all zeros;
+            the others are missing if nothing of them is known.
+        modality_dropout: float in [0, 1), of the gate; `None`: 0.2 where there is one.
 
     Call arguments: features dict with leading dimensions `(...)`. Returns `(..., width)`.
+
+    Raises:
+        ValueError: if an option is out of range, would be ignored, or there is no vector to fuse.
     """
 
-    def __init__(self, specs: Sequence[FeatureSpec | dict], embedding_dim: int = 16, seed: int = 0, **kwargs: Any):
+    def __init__(
+        self,
+        specs: Sequence[FeatureSpec | dict],
+        embedding_dim: int = 16,
+        seed: int = 0,
+        fusion: str = "concatenate",
+        modality_dropout: float | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         if embedding_dim < 1:
             raise ValueError(f"`embedding_dim` must be at least 1. Received: embedding_dim={embedding_dim}")
+        check_fusion(fusion, modality_dropout)
         self.specs = tuple(spec if isinstance(spec, FeatureSpec) else FeatureSpec(**spec) for spec in specs)
         self.embedding_dim, self.seed = embedding_dim, seed
+        self.fusion, self.modality_dropout = fusion, modality_dropout
         self.pooling = ListPooling()
         self.embeddings: dict[str, RowSparseEmbedding] = {}
         self.width = 0
@@ -107,12 +128,46 @@ class FeatureEncoder(keras.layers.Layer):
                 table.build()
                 self.embeddings[spec.name] = table
                 self.width += dim
+        self.gate = self._gate() if fusion != "concatenate" else None
         self.width = self.width or 1
         self.built = True
 
-    def call(self, features: Features) -> Any:
-        parts = []
+    def _gate(self) -> GateFusion:
+        widths = {spec.name: spec.size for spec in self.specs if spec.kind == "vector"}
+        if not widths:
+            names = [spec.name for spec in self.specs]
+            raise ValueError(
+                f"`fusion` needs features that are vectors; see `tfmetarec.transfer.with_vectors`. "
+                f"Received: fusion={self.fusion!r}, features {names}"
+            )
+        others = self.width - sum(widths.values())
+        units = 2 * self.embedding_dim
+        if self.fusion == "gate_all" and others:
+            widths[_OTHERS], others = others, 0
+        self.width = others + units
+        dropout = 0.2 if self.modality_dropout is None else self.modality_dropout
+        return GateFusion(widths, units, dropout, self.seed, name="gate")
+
+    def call(self, features: Features, training: bool = False) -> Any:
+        if self.gate is None:
+            return self._side_by_side(features, self.specs)
+        vectors, present = {}, {}
         for spec in self.specs:
+            if spec.kind == "vector":
+                vector = ops.cast(features[spec.name], self.compute_dtype)
+                vectors[spec.name], present[spec.name] = as_direction(vector), is_present(vector)
+        others = [spec for spec in self.specs if spec.kind != "vector"]
+        if _OTHERS not in self.gate.widths:
+            fused = self.gate(vectors, present, training=training)
+            return ops.concatenate([self._side_by_side(features, others), fused], axis=-1) if others else fused
+        vectors[_OTHERS] = self._side_by_side(features, others)
+        known = [features[f"{spec.name}_length" if spec.kind in LISTS else spec.name] != 0 for spec in others]
+        present[_OTHERS] = ops.any(ops.stack(known, axis=-1), axis=-1)
+        return self.gate(vectors, present, training=training)
+
+    def _side_by_side(self, features: Features, specs: Sequence[FeatureSpec]) -> Any:
+        parts = []
+        for spec in specs:
             value = features[spec.name]
             if spec.kind == "number":
                 parts.append(ops.cast(value, self.compute_dtype)[..., None])
@@ -134,6 +189,8 @@ class FeatureEncoder(keras.layers.Layer):
             "specs": specs,
             "embedding_dim": self.embedding_dim,
             "seed": self.seed,
+            "fusion": self.fusion,
+            "modality_dropout": self.modality_dropout,
         }
 
 
@@ -152,6 +209,10 @@ class ItemEncoder(keras.layers.Layer):
         id_dropout: float in [0, 1). Share of training rows whose id is hidden.
         level: float. Starting weight of `item_level` (log popularity, 0 for ratings) in the bias; learned from
             there. Defaults to 1.
+        fusion: what becomes of content that is vectors, and `modality_dropout`: see `FeatureEncoder`.
+        modality_dropout: float in [0, 1).
+        id_width: int, at least 1. Width of the table of ids, such as that of vectors it starts from; a learned
+            projection takes its rows to `D`. `None`: a table of width `D`, without a projection.
 
     Call arguments: features with leading dimensions `(...)`. Without `item_id` they are of items that have no row:
     what row 0 has become stands for the id, as a constant, so that a graph of such items need not hold the table.
@@ -167,30 +228,45 @@ class ItemEncoder(keras.layers.Layer):
         id_dropout: float = 0.1,
         level: float = 1.0,
         seed: int = 0,
+        fusion: str = "concatenate",
+        modality_dropout: float | None = None,
+        id_width: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        if id_width is not None and id_width < 1:
+            raise ValueError(f"`id_width` must be at least 1, or None. Received: id_width={id_width}")
         self.specs = tuple(spec if isinstance(spec, FeatureSpec) else FeatureSpec(**spec) for spec in specs)
         self.embedding_dim, self.hidden, self.dropout = embedding_dim, tuple(hidden), dropout
         self.id_dropout, self.level, self.seed = id_dropout, level, seed
+        self.fusion, self.modality_dropout, self.id_width = fusion, modality_dropout, id_width
         size = next(spec.size for spec in self.specs if spec.name == "item_id")
         content = [spec for spec in self.specs if spec.name not in ("item_id", "item_level")]
-        self.content = FeatureEncoder(content, max(4, embedding_dim // 2), seed, name="content")
+        self.content = FeatureEncoder(
+            content, max(4, embedding_dim // 2), seed, fusion, modality_dropout, name="content"
+        )
         self.tower = Tower(self.content.width, embedding_dim, self.hidden, dropout, seed=seed, name="tower")
         initializer = keras.initializers.RandomNormal(0.0, 0.05, seed=seed)
-        self.id_vector = RowSparseEmbedding(size, embedding_dim, initializer, name="id_vector")
+        self.id_vector = RowSparseEmbedding(size, id_width or embedding_dim, initializer, name="id_vector")
         self.id_bias = RowSparseEmbedding(size, 1, embeddings_initializer="zeros", name="id_bias")
         self.content_bias = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros", name="content_bias")
         self.level_weight = self.add_weight((), keras.initializers.Constant(level), name="level_weight")
         self.id_vector.build()
         self.id_bias.build()
         self.content_bias.build((None, self.content.width))
+        self.id_projection = None
+        if id_width is not None:
+            initializer = keras.initializers.GlorotUniform(seed=seed)
+            self.id_projection = keras.layers.Dense(
+                embedding_dim, use_bias=False, kernel_initializer=initializer, name="id_projection"
+            )
+            self.id_projection.build((None, id_width))
         self.random = keras.random.SeedGenerator(seed)
         self.width = embedding_dim + 1
         self.built = True
 
     def call(self, features: Features, training: bool = False) -> Any:
-        content = self.content(features)
+        content = self.content(features, training=training)
         if "item_id" in features:
             rows = features["item_id"]
             if training and self.id_dropout > 0:
@@ -199,13 +275,16 @@ class ItemEncoder(keras.layers.Layer):
             id_vector, id_bias = self.id_vector(rows), self.id_bias(rows)
         else:
             id_vector, id_bias = (_first_row(table, content.dtype) for table in (self.id_vector, self.id_bias))
+        if self.id_projection is not None:
+            id_vector = self.id_projection(id_vector) if "item_id" in features else self.id_projection(id_vector[None])
         vector = id_vector + self.tower(content, training=training)
         level = ops.cast(features["item_level"], vector.dtype)[..., None] * self.level_weight
         bias = id_bias + self.content_bias(content) + level
         return ops.concatenate([vector, bias], axis=-1)
 
     def get_config(self) -> dict[str, Any]:
-        names = ("embedding_dim", "hidden", "dropout", "id_dropout", "level", "seed")
+        names = ["embedding_dim", "hidden", "dropout", "id_dropout", "level", "seed"]
+        names += ["fusion", "modality_dropout", "id_width"]
         own = {name: getattr(self, name) for name in names}
         return {**super().get_config(), "specs": [vars(spec) for spec in self.specs], **own}
 

@@ -98,6 +98,13 @@ class TwoTower(keras.Model):
         id_dropout: float in [0, 1). Share of training rows whose item id is hidden. Defaults to 0.1.
         activation: "linear" (ratings and logits) or "sigmoid" (probabilities).
         seed: int, of all initial weights and dropout.
+        fusion: what becomes of item features that are vectors: "concatenate" (beside the others), "gate" (mixed by a
+            learned gate, robust to missing ones) or "gate_all" (the other item features are one of those mixed). See
+            `FeatureEncoder`. Defaults to "concatenate".
+        modality_dropout: float in [0, 1). Share of training rows from which each modality is hidden, for the gates
+            alone. Defaults to `None`: 0.2 where there is a gate.
+        id_width: int, at least 1. Width of the table of item ids, projected to `embedding_dim`. Defaults to `None`: a
+            table of width `embedding_dim`, without a projection.
 
     Example:
     >>> import tfmetarec as tmr
@@ -125,6 +132,9 @@ class TwoTower(keras.Model):
         id_dropout: float = 0.1,
         activation: str = "linear",
         seed: int = 0,
+        fusion: str = "concatenate",
+        modality_dropout: float | None = None,
+        id_width: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -134,6 +144,7 @@ class TwoTower(keras.Model):
         self.embedding_dim, self.user_hidden = embedding_dim, tuple(user_hidden)
         self.item_hidden = (embedding_dim,) if item_hidden is None else tuple(item_hidden)
         self.dropout, self.id_dropout, self.activation, self.seed = dropout, id_dropout, activation, seed
+        self.fusion, self.modality_dropout, self.id_width = fusion, modality_dropout, id_width
         implicit = self.specs.feedback == "implicit"
         user = [spec for spec in self.specs.user if spec.kind != "id"]
         self.user_encoder = FeatureEncoder(user, max(4, embedding_dim // 4), seed, name="user_encoder")
@@ -144,6 +155,9 @@ class TwoTower(keras.Model):
             dropout,
             id_dropout,
             seed=seed,
+            fusion=fusion,
+            modality_dropout=modality_dropout,
+            id_width=id_width,
             name="item_encoder",
         )
         self.head = UserTower(
@@ -171,7 +185,8 @@ class TwoTower(keras.Model):
         return self.head(user, item)[..., None]
 
     def get_config(self) -> dict[str, Any]:
-        names = ("embedding_dim", "user_hidden", "item_hidden", "dropout", "id_dropout", "activation", "seed")
+        names = ["embedding_dim", "user_hidden", "item_hidden", "dropout", "id_dropout", "activation", "seed"]
+        names += ["fusion", "modality_dropout", "id_width"]
         config = {name: getattr(self, name) for name in names}
         return {**super().get_config(), "vocabulary": self.specs.to_dict(), **config}
 
