@@ -50,7 +50,7 @@ lock: ## Renew requirements/lock.txt from pyproject.toml (needs uv)
 		--python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade -o requirements/lock.txt
 
 benchmarks: $(STAMP) ## Run every benchmark in full
-	for name in input_pipeline meta_epoch meta_training serving serving_load; do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in input_pipeline meta_epoch meta_training serving serving_load distillation cross_domain zero_shot; do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 clean: ## Remove the environment and caches
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

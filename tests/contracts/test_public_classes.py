@@ -44,6 +44,7 @@ def example(kind):
         "units": 2,
         "user_width": 3,
         "item_width": 4,
+        "widths": {"image": 2, "text": 3},
         "loss": "mean_squared_error",
     }
     if issubclass(kind, MetaLearner):

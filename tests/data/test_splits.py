@@ -170,6 +170,16 @@ def test_test_users_of_a_domain_are_known_in_the_source_alone():
     )
 
 
+def test_validation_users_of_a_domain_come_after_the_test_users():
+    options = {"source": "book", "target": "music", "test_share": 0.25, "seed": 3}
+    split, without = by_domain(domains(), validation_share=0.5, **options), by_domain(domains(), **options)
+    drawn = np.random.default_rng(3).permutation([1, 2, 3, 4])
+    assert users_of(split.test) == users_of(without.test) == {drawn[0]}
+    assert users_of(split.validation) == {drawn[1], drawn[2]}
+    assert users_of(split.train) == {drawn[3], 6}
+    assert "validation" not in without.parts
+
+
 def test_published_states_name_the_parts_and_count_the_rest():
     data = make(user_id=[1, 1, 2, 2, 3], item_id=[7, 8, 7, 8, 7])
     states = pl.DataFrame(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
@@ -41,12 +42,22 @@ def tfmetarec(*arguments: str, cwd: Path, code: int = 0) -> str:
     return printed
 
 
-def refused(*arguments: str, code: int = 1, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> str:
-    """What the command line says to a mistake, in this process: importing TensorFlow is most of the time of a new one."""
+def said(
+    *arguments: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    where: Path,
+    code: int | None = None,
+) -> str:
+    """What the command line prints, in this process: importing TensorFlow is most of the time of a new one."""
+    monkeypatch.chdir(where)
     monkeypatch.setattr(sys, "argv", ["tfmetarec", *arguments])
-    with pytest.raises(SystemExit) as stopped:
+    if code is None:
         cli.main()
-    assert stopped.value.code == code
+    else:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == code
     return "".join(capsys.readouterr())
 
 
@@ -157,6 +168,51 @@ def test_a_dry_run_publishes_nothing(run: Path, small_versions: tuple[Path, str]
     assert [path.name for path in base.iterdir()] == ["1"]
 
 
+def test_a_learner_is_distilled_from_a_run_and_stands_beside_the_same_one_alone(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    here = {"monkeypatch": monkeypatch, "capsys": capsys, "where": run.parent}
+    smaller = ("--set", "model.embedding_dim=4", "--set", "training.epochs=1", "--set", "zero_shot.items=true")
+    printed = said("distill", "small.yaml", "--teacher", "run", "--run", "little", *smaller, **here)
+    assert "soft_loss" in printed
+    config = yaml.safe_load((run.parent / "little" / "config.yaml").read_text())
+    assert config["distillation"]["teacher"] == str(run)
+    assert config["meta"]["rival"] == config["meta"]["algorithm"]
+    found = experiment.learners(experiment.open_run(run.parent / "little"), run.parent / "little")
+    assert list(found) == ["MAML", "MAML (distilled)"]
+    assert type(found["MAML (distilled)"].model).__name__ == "WithPrototypes"
+
+
+def test_what_was_done_in_one_domain_is_carried_to_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    rng = np.random.default_rng(0)
+    for domain in ("book", "music"):
+        rated = [(user, item) for user in range(40) for item in rng.choice(15, 8, replace=False)]
+        frame = pl.DataFrame(rated, schema=["user_id", "item_id"], orient="row")
+        mood = pl.Series(rng.integers(-1, 2, len(rated))) + frame["user_id"] % 3
+        frame.with_columns(rating=(mood + 2).cast(pl.Float64)).write_parquet(tmp_path / f"{domain}.parquet")
+    (tmp_path / "two.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "data": {"source": "douban_cdr", "options": {"folder": "."}},
+                "vocabulary": {"min_item_users": 1},
+                "transfer": {"source": "book", "target": "music", "method": "hierarchical", "shots": [0, 5]},
+            }
+        )
+    )
+    here = {"monkeypatch": monkeypatch, "capsys": capsys, "where": tmp_path}
+    printed = said("transfer", "two.yaml", "--run", "run", **here)
+    assert "hierarchical transfer" in printed
+    assert "item+user bias" in printed
+    first = json.loads((tmp_path / "run" / "metrics.json").read_text())["rows"]
+    assert {row["K"] for row in first} == {0, 5}
+    assert "hierarchical transfer" in said("transfer", "--run", "run", "--metric", "rmse", **here)  # As it was fitted.
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["rows"] == first
+    printed = said("transfer", "two.yaml", "--set", "transfer.options.iteration=3", **here, code=1)
+    assert "unknown key `transfer.options.iteration`; known: iterations, noise_prior, gate_prior." in printed
+
+
 def test_a_rollback_says_what_is_served_now(tmp_path: Path) -> None:
     for version in ("1", "2"):
         (tmp_path / "small" / version).mkdir(parents=True)
@@ -168,10 +224,11 @@ def test_a_rollback_says_what_is_served_now(tmp_path: Path) -> None:
 def test_only_the_export_section_can_change_after_training(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    said = refused("export", str(run), "--set", "model.embedding_dim=3", monkeypatch=monkeypatch, capsys=capsys)
-    assert "only keys of `export` can be changed after training. Received: 'model.embedding_dim=3'" in said
-    said = refused("export", str(run), "--weights", "int7", monkeypatch=monkeypatch, capsys=capsys)
-    assert "`export.weights`: input should be 'float32', 'float16' or 'int8'. Received: 'int7'" in said
+    here = {"monkeypatch": monkeypatch, "capsys": capsys, "where": run.parent, "code": 1}
+    printed = said("export", "run", "--set", "model.embedding_dim=3", **here)
+    assert "only keys of `export` can be changed after training. Received: 'model.embedding_dim=3'" in printed
+    printed = said("export", "run", "--weights", "int7", **here)
+    assert "`export.weights`: input should be 'float32', 'float16' or 'int8'. Received: 'int7'" in printed
 
 
 def test_an_interrupted_training_says_how_to_go_on_and_ends_as_an_unbroken_one(run: Path, tmp_path: Path) -> None:
@@ -235,6 +292,9 @@ def test_an_interrupted_training_says_how_to_go_on_and_ends_as_an_unbroken_one(r
         (["evaluate", "a[/x]b"], 1, "a[/x]b is not a run folder: it has no config.yaml."),
         (["evaluate", "nowhere"], 1, "nowhere is not a run folder: it has no config.yaml."),
         (["export", "nowhere"], 1, "nowhere is not a run folder"),
+        (["distill"], 1, "`distill` needs a teacher: give --teacher, or `distillation.teacher` in the file."),
+        (["distill", "--teacher", "nowhere"], 1, "`distillation.teacher` must be a run folder with a finished learner"),
+        (["transfer"], 1, "`transfer.source` must name a domain of the data. Received: none"),
         (["export", "nowhere", "--add-items", "new.csv"], 1, "nowhere is not a run folder"),
         (["recommend", "1", "--server", "127.0.0.1:1"], 1, "UNAVAILABLE"),
         (["recommend", "1", "--server", "nonsense"], 1, '`target` must be "host:port"'),
@@ -251,11 +311,10 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(
 ) -> None:
     if arguments[0] == "train" and arguments[1] == "--set":
         arguments = [*arguments, "--set", "data.source=synthetic"]
-    monkeypatch.chdir(tmp_path)
-    said = refused(*arguments, code=code, monkeypatch=monkeypatch, capsys=capsys)
-    assert message in said
-    assert "Traceback" not in said
-    assert said.count("error:") == 1
+    printed = said(*arguments, monkeypatch=monkeypatch, capsys=capsys, where=tmp_path, code=code)
+    assert message in printed
+    assert "Traceback" not in printed
+    assert printed.count("error:") == 1
     assert not list(tmp_path.iterdir())
 
 

@@ -36,6 +36,14 @@ def test_a_window_is_a_stretch_of_a_history_in_order(counted):
     assert starts == set(range(1, 10))
 
 
+def test_a_window_says_how_many_items_come_before_it(counted):
+    windows = user_windows(*counted, length=4, early=1, windows_per_batch=2)
+    for batch in range(20):
+        drawn = windows.sample(batch)
+        for item, before in zip(drawn["item"], drawn["before"], strict=True):
+            assert before == (0 if item[:2].tolist() == [5, 4] else item[0] - 1)
+
+
 def test_each_place_predicts_the_item_after_the_ones_before_it(counted):
     for _, _, target in rows(counted, length=4):
         assert target.tolist() == [0, 1, 2, 3]

@@ -71,7 +71,9 @@ def test_softmax_soft_labels_are_a_divergence_of_distributions():
 
 
 def test_squared_soft_labels_are_a_mean_of_squares():
-    assert float(SquaredSoftLabels()([[1.0, 2.0], [0.0, 0.0]], [[4.0, 2.0], [1.0, 1.0]])) == pytest.approx((4.5 + 1) / 2)
+    assert float(SquaredSoftLabels()([[1.0, 2.0], [0.0, 0.0]], [[4.0, 2.0], [1.0, 1.0]])) == pytest.approx(
+        (4.5 + 1) / 2
+    )
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ class Watched(keras.callbacks.Callback):
 
 def built_model(optimizer):
     model = keras.Sequential([keras.Input((), dtype="int32"), table(), keras.layers.Dense(1)])
-    model.compile(optimizer, "mse")
+    model.compile(optimizer, "mse", jit_compile=False)
     return model
 
 
@@ -182,7 +182,7 @@ def test_layers_that_cannot_be_thawed_are_refused():
         layer.trainable = not frozen
         inputs = keras.Input((), dtype="int32")
         model = keras.Sequential([inputs, layer, keras.layers.Dense(1), keras.layers.ReLU(name="relu")])
-        model.compile("sgd", "mse")
+        model.compile("sgd", "mse", jit_compile=False)
         model.optimizer.build(model.trainable_variables)
         layer.trainable = frozen != "for ever"
         model.fit(np.array([1, 2]), np.array([1.0, 2.0]), callbacks=[thaw], verbose=0)
@@ -196,7 +196,7 @@ def test_layers_that_cannot_be_thawed_are_refused():
     with pytest.raises(ValueError, match="`layer` must be trainable when training begins; .* Received: 'relu'"):
         fit(Thaw("relu", after=1))
     unbuilt = keras.Sequential([table(), keras.layers.Dense(1)])
-    unbuilt.compile("sgd", "mse")
+    unbuilt.compile("sgd", "mse", jit_compile=False)
     with pytest.raises(ValueError, match="must be built before `Thaw` freezes a part of it"):
         unbuilt.fit(np.array([1, 2]), np.array([1.0, 2.0]), callbacks=[Thaw("table", after=1)], verbose=0)
     with pytest.raises(ValueError, match="when the model is compiled, .* Received: 'table', whose .* it does not know"):

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import polars as pl
 import pytest
 import tensorflow as tf
 
@@ -10,6 +11,7 @@ from tfmetarec.data import FeatureSpec
 from tfmetarec.export.signatures import ServedLearner
 from tfmetarec.models.two_tower import UserTower
 from tfmetarec.tasks import Support
+from tfmetarec.transfer.block_ridge import conjugate_gradients, leave_one_out
 from tfmetarec.transfer.classifier import PrototypeClassifier, class_episodes
 from tfmetarec.transfer.median import MedianRatings
 from tfmetarec.transfer.prototypes import (
@@ -17,8 +19,6 @@ from tfmetarec.transfer.prototypes import (
     Prototypes,
     class_means,
     clusters,
-    conjugate_gradients,
-    leave_one_out,
 )
 from tfmetarec.transfer.zero_shot import WithPrototypes, item_vectors, two_tower_from_vectors, user_vectors
 from tfmetarec.transfer.zero_shot import zero_shot as completed_by
@@ -433,6 +433,15 @@ def test_items_without_a_row_are_scored_by_their_prototypes_when_served(explicit
     assert answer == pytest.approx(known["scores"].numpy(), abs=2e-2)
 
 
+def test_an_item_added_to_a_served_catalogue_has_the_vector_of_its_class(explicit, completed):
+    vocabulary = explicit.vocabulary
+    larger = vocabulary.with_items(pl.DataFrame({"item_id": [999], "group": ["group-1"]}))
+    vectors = ServedLearner(completed, vocabulary=larger).embed_items(tf.constant([999]))["embeddings"].numpy()
+    member = int(np.flatnonzero(vocabulary.catalogue["group"] == vocabulary.rows("item", "group", "group-1"))[0])
+    features = {name: value[[member]] for name, value in vocabulary.catalogue.items()}
+    assert vectors == pytest.approx(item_vectors(completed.model, features), abs=1e-2)
+
+
 @pytest.mark.slow
 def test_a_completed_learner_is_exported_like_any_other(explicit, learner, tmp_path):
     made = completed_by(learner, explicit.data, user_features=["segment"], shrinkage=1.0)
@@ -475,7 +484,9 @@ def test_what_cannot_be_completed_is_refused(learner, explicit, own_model):
         WithPrototypes(learner.model)
     with pytest.raises(ValueError, match="`items` must have the width 5. Received: width=3"):
         WithPrototypes(learner.model, ContentPrototypes([BRAND], 3))
-    with pytest.raises(ValueError, match=r"`item_features` must be of \['group', 'price', 'tags'\]. Received: 'colour'"):
+    with pytest.raises(
+        ValueError, match=r"`item_features` must be of \['group', 'price', 'tags'\]. Received: 'colour'"
+    ):
         completed_by(learner, explicit.data, item_features=["colour"])
     with pytest.raises(ValueError, match="`interactions_for_trust` must be at least 0"):
         completed_by(learner, explicit.data, interactions_for_trust=-1.0)
@@ -572,7 +583,10 @@ def test_a_classifier_comes_back_from_disk(tmp_path):
     again = keras.saving.load_model(tmp_path / "classifier.keras")
     vectors = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     prototypes = classifier.described(vectors[:2])
-    assert again.classify(vectors, prototypes).numpy().tolist() == classifier.classify(vectors, prototypes).numpy().tolist()
+    assert (
+        again.classify(vectors, prototypes).numpy().tolist()
+        == classifier.classify(vectors, prototypes).numpy().tolist()
+    )
 
 
 @pytest.mark.parametrize(

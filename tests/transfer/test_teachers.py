@@ -288,7 +288,9 @@ def test_a_teacher_that_adapts_cannot_score_rows_and_says_what_can():
 
 
 def test_what_cannot_teach_is_refused():
-    with pytest.raises(TypeError, match="`teacher` must be a model, something with `adapt` and `score`.* Received: int"):
+    with pytest.raises(
+        TypeError, match="`teacher` must be a model, something with `adapt` and `score`.* Received: int"
+    ):
         teacher_of(3)
     with pytest.raises(ValueError, match="`learner` must have `adapt"):
         LearnerTeacher(keras_model())
@@ -296,7 +298,9 @@ def test_what_cannot_teach_is_refused():
         ModelTeacher(keras_model(), activation="relu")
     with pytest.raises(ValueError, match="`features` must be a dict of names or a function"):
         ModelTeacher(keras_model(), features="a")
-    with pytest.raises(ValueError, match=r"scores must be \(B,\), \(B, N\) or \(B, N, 1\). Received: shape \(3, 1, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"scores must be \(B,\), \(B, N\) or \(B, N, 1\). Received: shape \(3, 1, 2\)"
+    ):
         ModelTeacher(lambda f: tf.zeros((3, 1, 2))).rows(FEATURES)
 
 
@@ -367,7 +371,9 @@ def test_a_teacher_sees_only_the_last_of_the_support_if_asked(shop, tmp_path):
 
 
 def labels(path, **columns):
-    pl.DataFrame({"user_id": [1, 2, 5], "item_id": [[3, 4], [], [7]], "score": [[9.0, 8.0], [], [7.0]], **columns}).write_parquet(path)
+    pl.DataFrame(
+        {"user_id": [1, 2, 5], "item_id": [[3, 4], [], [7]], "score": [[9.0, 8.0], [], [7.0]], **columns}
+    ).write_parquet(path)
     return path
 
 
@@ -406,7 +412,9 @@ def test_files_that_do_not_fit_are_refused(tmp_path, columns, sentence):
 
 def test_soft_labels_without_a_column_or_a_vocabulary_are_refused(shop, tmp_path):
     pl.DataFrame({"user_id": [1]}).write_parquet(tmp_path / "soft.parquet")
-    with pytest.raises(ValueError, match="need the columns user_id, item_id and score. Received: .* without item_id, score"):
+    with pytest.raises(
+        ValueError, match="need the columns user_id, item_id and score. Received: .* without item_id, score"
+    ):
         SoftLabelTeacher(tmp_path / "soft.parquet")
     named = labels(tmp_path / "soft.parquet", user_id=["x", "y", "z"])
     with pytest.raises(ValueError, match="`vocabulary` must be given where ids are no row numbers"):

@@ -325,9 +325,7 @@ class MetaLearner(keras.Model):
             The outer loss, without the model's own penalties (`losses`), and scores `(T, sum of N)`.
         """
         support, query = self.encode(episode)
-        outer = weights = None
-        if candidates:
-            weights = self.adapt_rows(support, training=True)
+        outer, weights = None, self.adapt_rows(support, training=True) if candidates else []
         if with_loss and candidates and type(self).outer_loss is MetaLearner.outer_loss:
             outer = self._query_loss(weights, query)  # Adapted already.
         elif with_loss:

@@ -22,6 +22,7 @@ class Window(NamedTuple):
         user: user features `(T, ...)`.
         item: item features `(T, W, ...)` in order, the first `S - 1` of which are the history. Past the end of
             a user's history they repeat its last item.
+        before: `(T,)` int32: how many items of the history come before the window.
         length: `(T,)` int32, at least 1, at most `S`: how many places count.
         target: `(T, S)` int32: where in `item` the item stands that place `s` is to predict.
         negatives: `Negatives`, or an empty dict (which `tf.data` can carry, unlike `None`).
@@ -29,6 +30,7 @@ class Window(NamedTuple):
 
     user: Features
     item: Features
+    before: Any
     length: Any
     target: Any
     negatives: Any
@@ -63,7 +65,7 @@ class Windows:
         table, per_batch = self.table, self.windows_per_batch
         rng = np.random.default_rng([self.seed, 2, batch])
         tasks = task_stream(len(table), batch * per_batch, per_batch, self.seed)
-        slots, sizes = self._draw(tasks, rng)
+        slots, sizes, before = self._draw(tasks, rng)
         least, most = self.length
         length = np.minimum(rng.integers(least, most + 1, per_batch), sizes)
         place = np.arange(most)
@@ -72,6 +74,7 @@ class Windows:
         rows = {
             "user": table.user[table.start[tasks]],
             "item": table.item[slots],
+            "before": before.astype(np.int32),
             "length": length.astype(np.int32),
             "target": target.astype(np.int32),
         }
@@ -80,8 +83,8 @@ class Windows:
             rows.update(zip(names, self.sampler.draw(tasks, slots, self.negatives, rng), strict=True))
         return rows
 
-    def _draw(self, tasks: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Slots `(T, W)` of the table, in order, and how many of each row are different ones."""
+    def _draw(self, tasks: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Slots `(T, W)` of the table, in order, how many of each row are different ones, and how many come before."""
         table, width = self.table, self.length[1] + self.horizon - 1
         sizes = table.start[tasks + 1] - table.start[tasks]
         used = np.minimum(sizes, width)
@@ -89,10 +92,11 @@ class Windows:
         if self.in_time:
             # Nearer the beginning, where a new user's history lies, as episodes do.
             first = (rng.random(len(tasks)) ** self.early * (sizes - used + 1)).astype(np.int64)
-            return table.start[tasks][:, None] + first[:, None] + place, used
+            return table.start[tasks][:, None] + first[:, None] + place, used, first
         keys = rng.random((len(tasks), int(sizes.max())), np.float32)
         keys[np.arange(keys.shape[1]) >= sizes[:, None]] = 2.0
-        return table.start[tasks][:, None] + np.take_along_axis(np.argsort(keys, axis=1), place, axis=1), used
+        slots = table.start[tasks][:, None] + np.take_along_axis(np.argsort(keys, axis=1), place, axis=1)
+        return slots, used, np.zeros(len(tasks), np.int64)
 
     def dataset(self, first_batch: int = 0, batches: int | None = None) -> tf.data.Dataset:
         """Batches `first_batch`, `first_batch + 1`, ... as `Window`s of tensors, prefetched.
@@ -125,7 +129,7 @@ class Windows:
         if self.sampler is not None:
             drawn = features("item", rows["negative_item"])
             negatives = Negatives(drawn, rows["negative_log_expected"], rows["negative_weight"])
-        return Window(user, item, rows["length"], rows["target"], negatives)
+        return Window(user, item, rows["before"], rows["length"], rows["target"], negatives)
 
 
 def user_windows(

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 from scipy.optimize import minimize
 
+from tfmetarec.data.errors import DataError
 from tfmetarec.models.baselines import Ratings
 from tfmetarec.tasks.episode import Features, Support
 from tfmetarec.transfer.cross_domain import (
@@ -46,17 +48,17 @@ class AdaptiveTransfer(CrossDomainMethod):
     did in the source, learned on validation users for these two domains. Rankings are brought to one scale first, each
     user's transferred scores to a mean of 0 and a deviation of 1, and both sides have a learned strength.
 
-    What cannot prove itself stays out: unless the learned gate lowers the validation users' loss by more than one
-    standard error of their differences, it is shut, and the score is exactly what the target alone says. It is so for
-    a user without source interactions in any case.
+    What cannot prove itself stays out: unless the learned gate lowers the loss of validation users by more than
+    `standard_errors` of the mean of their differences, it is shut, and the score is exactly what the target alone says.
+    It is so for a user without source interactions in any case. Half of the validation users choose the method's own
+    settings and the other half the gate: on users that the method was tuned on, it would look better than it is.
 
     Args:
         transfer: `CrossDomainMethod`. It is fitted here.
         shrinkage: float, at least 0. Ratings of the mean that an item's own are shrunk with. Defaults to 3.
-        standard_errors: float, at least 0. The proof that is asked of the gate. Defaults to 1.
+        standard_errors: float, at least 0. The proof that is asked of the gate. Defaults to 2.
 
     Example:
-    >>> import polars as pl
     >>> import tfmetarec as tmr
     >>> from tfmetarec.transfer.cross_domain import cross_domain
     >>> from tfmetarec.transfer.hierarchical import HierarchicalTransfer
@@ -71,7 +73,7 @@ class AdaptiveTransfer(CrossDomainMethod):
     _arrays = ("alone", "weights", "open", "candidates")
 
     def __init__(
-        self, transfer: CrossDomainMethod | None = None, *, shrinkage: float = 3.0, standard_errors: float = 1.0
+        self, transfer: CrossDomainMethod | None = None, *, shrinkage: float = 3.0, standard_errors: float = 2.0
     ):
         for name, value in (("shrinkage", shrinkage), ("standard_errors", standard_errors)):
             if not value >= 0:
@@ -93,8 +95,15 @@ class AdaptiveTransfer(CrossDomainMethod):
         """Fits the method, then the gate on validation users; without them the gate stays as it is, shut at first."""
         if self.transfer is None:
             raise ValueError("`transfer` must be given to fit. Received: transfer=None")
+        for_gate = None
+        if validation is not None:
+            users = validation.table["user_id"].unique().sort()
+            if len(users) < 4:
+                raise DataError(f"`validation` must hold at least 4 users, of whom half choose. Received: {len(users)}")
+            half = pl.col("user_id").is_in(users.gather_every(2).implode())
+            validation, for_gate = validation.filter(half), validation.filter(~half)
         self.transfer.fit(domains, validation)
-        return super().fit(domains, validation)
+        return super().fit(domains, for_gate)
 
     def _fit(self, domains: Domains, validation: Judged | None) -> None:
         self.alone = target_alone(domains.target_ratings, domains.feedback, self.shrinkage)

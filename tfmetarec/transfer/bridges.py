@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfmetarec.models.baselines import BiasedMF, ImplicitALS
 from tfmetarec.tasks.episode import Support
-from tfmetarec.transfer.cross_domain import Domains, Judged, inner_products
+from tfmetarec.transfer.cross_domain import Domains, inner_products
 
 
 class TwoFactorisations:
@@ -129,17 +129,18 @@ def fit_bridge(
     model: keras.Model,
     loss: Callable[[tf.Tensor], tf.Tensor],
     n_users: int,
-    validation: Judged | None,
+    validation_loss: Callable[[], float] | None,
     chosen: int | None,
 ) -> int | None:
     """Trains a map on batches of users, and keeps the epoch that was best on validation users.
 
     Args:
-        method: with `epochs`, `learning_rate`, `batch_size`, `seed`, and what it needs to adapt and score.
+        method: with `epochs`, `learning_rate`, `batch_size` and `seed`.
         model: whose weights are trained.
         loss: of users' places `(B,)`.
         n_users: int. Places are 0 to `n_users` - 1.
-        validation: what the epoch is chosen on, or `None`: then as many as were chosen before, or `method.epochs`.
+        validation_loss: of the map as it is, by which the epoch is chosen, or `None`: then as many as were chosen
+            before, or `method.epochs`.
         chosen: epochs that were chosen before.
 
     Returns:
@@ -159,14 +160,14 @@ def fit_bridge(
     rng = np.random.default_rng(method.seed)
     size = min(method.batch_size, n_users)
     best, best_epoch, best_weights = np.inf, chosen, None
-    for epoch in range(1, (method.epochs if validation is not None else chosen or method.epochs) + 1):
+    for epoch in range(1, (method.epochs if validation_loss is not None else chosen or method.epochs) + 1):
         order = rng.permutation(n_users)
         for start in range(
             0, n_users - size + 1, size
         ):  # The few users of a last, smaller batch wait for the next epoch.
             step(tf.constant(order[start : start + size]))
-        if validation is not None:
-            value = method.validation_loss(validation)
+        if validation_loss is not None:
+            value = validation_loss()
             if value < best:
                 best, best_epoch, best_weights = value, epoch, model.get_weights()
     if best_weights is not None:

@@ -44,7 +44,7 @@ class PrototypeClassifier(keras.Model):
     >>> classifier.classify(vectors[4:9], new).shape  # Class 0 is no class.
     TensorShape([5, 3])
 
-    Reference: [Snell et al., 2017](https://arxiv.org/abs/1703.05175), equations 1 and 2, and section 2.5 for descriptions
+    Reference: [Snell et al., 2017](https://arxiv.org/abs/1703.05175), equations 1 and 2; section 2.5: descriptions
     """
 
     def __init__(
@@ -239,7 +239,9 @@ def class_episodes(
 
     def tensors(index: tf.Tensor) -> dict[str, tf.Tensor]:
         arrays = tf.numpy_function(batch, [index], [tf.float32] * 3)
-        return {name: tf.ensure_shape(array, shape) for array, (name, shape) in zip(arrays, shapes.items(), strict=True)}
+        return {
+            name: tf.ensure_shape(array, shape) for array, (name, shape) in zip(arrays, shapes.items(), strict=True)
+        }
 
     return tf.data.Dataset.range(np.iinfo(np.int64).max).map(tensors).prefetch(2)
 

@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import pkgutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -322,18 +323,23 @@ class CrossDomainMethod:
         method = {"method": type(self).__module__.rsplit(".", 1)[1], "config": self.get_config()}
         (folder / "method.json").write_text(json.dumps(method, indent=1), encoding="utf-8")
 
-    def validation_loss(self, validation: Judged) -> float:
+    def validation_loss(self, validation: Judged, adapt: Callable[[slice], Any] | None = None) -> float:
         """The mean over users of the squared error or, with implicit feedback, of the softmax loss over the target.
 
         Args:
             validation: from `judged`.
+            adapt: the state of some of its users, for a method that need not do all of adapting again after each
+                epoch. Defaults to adapting to their support.
         """
         vocabulary = self._fitted("validation_loss")
         catalogue, ranking = vocabulary.catalogue, vocabulary.specs.feedback == "implicit"
         losses = []
         for start in range(0, len(validation.users), _USERS):
             part = slice(start, start + _USERS)
-            state = self._adapt(tf.nest.map_structure(lambda value, part=part: value[part], validation.support))
+            if adapt is None:
+                state = self._adapt(tf.nest.map_structure(lambda value, part=part: value[part], validation.support))
+            else:
+                state = adapt(part)
             rows = validation.candidates if ranking else validation.item[part]
             scores = np.asarray(self._score(state, {name: value[rows] for name, value in catalogue.items()}))
             real = validation.real[part]
@@ -403,7 +409,7 @@ def cross_domain(
         **options: for the constructor of a method given by its name.
 
     Returns:
-        The fitted method: `adapt(method_support)` and `score` recommend; `Domains.support` makes supports.
+        The fitted method: `adapt` and `score` recommend, and `Domains.support` makes supports for it.
 
     Raises:
         ValueError: if there is no such method, or options come with a method that is made already.
@@ -413,9 +419,10 @@ def cross_domain(
     >>> import tfmetarec as tmr
     >>> shop = tmr.data.load("synthetic", n_users=30, n_items=20, interactions_per_user=9, feedback="explicit")
     >>> odd = pl.col("item_id") % 2 == 1
-    >>> fitted = cross_domain("hierarchical", shop.filter(odd), shop.filter(~odd))
-    >>> fitted.score(fitted.adapt(Domains.of(shop.filter(odd), shop.filter(~odd)).support([0, 1]))).shape
-    (2, 21)
+    >>> fitted = tmr.transfer.cross_domain("hierarchical", shop.filter(odd), shop.filter(~odd))
+    >>> domains = tmr.transfer.Domains.of(shop.filter(odd), shop.filter(~odd))
+    >>> fitted.score(fitted.adapt(domains.support([0, 1])), domains.candidates()).shape
+    (2, 10)
     """
     if isinstance(method, str):
         method = method_class(method)(**options)

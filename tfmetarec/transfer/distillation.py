@@ -135,9 +135,15 @@ class Distiller(keras.Model):
             )
         if hints is not None and _insides(self.teacher) is None:
             raise ValueError(f"`hints` need a teacher with insides. Received: {type(self.teacher).__name__}")
+        if hints is not None and self.is_episodic and not hints.are_functions:
+            raise ValueError(
+                "`hints` between a meta-learner and its teacher must be functions of a model and an episode. Received: "
+                f"{hints.student_features!r} and {hints.teacher_features!r}"
+            )
         names = ["loss", "hard_loss", "soft_loss", *(["hint_loss"] if hints is not None else [])]
         self._trackers = [keras.metrics.Mean(name=name) for name in names]
         self._student_with_hints: Callable | None = None
+        self._for_student: dict[str, Any] = {}
         self.built = student.built
 
     @property
@@ -209,7 +215,7 @@ class Distiller(keras.Model):
         soft_loss = self._soft_loss(scores, told, None)
         hint_loss = None
         if self.hints is not None:
-            hint_loss = self.hints(self.hints.student_features(self.student, soft), told_vectors)
+            hint_loss = self.hints(self.hints.of_student(self.student, soft), told_vectors)
         return outer.objective, soft_loss, hint_loss, outer.scores, outer.loss
 
     def _soft_loss(self, scores: Any, told: TeacherScores, weight: Any) -> tf.Tensor:
@@ -230,7 +236,7 @@ class Distiller(keras.Model):
             _check_users(batch)
             said: Any = candidates_of(batch, self.teacher, self.candidates, self.vocabulary)
             if self.hints is not None:
-                vectors = self.hints.teacher_features(_insides(self.teacher), batch)
+                vectors = self.hints.of_teacher(_insides(self.teacher), batch)
         else:
             x, _, _ = keras.utils.unpack_x_y_sample_weight(batch)
             said = self.teacher.rows(x)
@@ -289,20 +295,26 @@ class Distiller(keras.Model):
             raise ValueError(f"`loss`, the hard loss, must be given unless alpha is 1. Received: alpha={self.alpha}")
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:
             raise ValueError("distillation runs on one device. Received: a strategy of several replicas")
-        optimizer, jit_compile = keras.optimizers.get(optimizer), jit_compile is True
         given = {"loss": loss, "metrics": metrics, "weighted_metrics": weighted_metrics}
         own = {} if self.is_episodic else given
-        super().compile(optimizer=optimizer, jit_compile=jit_compile, **own, **kwargs)
-        self._build_optimizer()
-        if self.is_episodic:
-            # With its own trainer's optimizer: some learners count its steps.
-            self.student.compile(optimizer=optimizer, jit_compile=False, **given)
+        super().compile(optimizer=optimizer, jit_compile=jit_compile is True, **own, **kwargs)
+        self._for_student = given if self.is_episodic else {}
+        self._compile_parts()
 
-    def _build_optimizer(self) -> None:
-        """Left to the first step, it would be built inside that step's graph, which is then traced twice."""
-        ready = self.student.built and (self.hints is None or self.hints.built)
-        if self.optimizer is not None and ready and not self.optimizer.built:
+    def _compile_parts(self) -> None:
+        """Builds the optimizer as soon as all is there that it moves, and compiles a learner with it.
+
+        Left to the first step, it would be built inside that step's graph, which is then traced twice.
+        """
+        ready = self._is_ready and self.optimizer is not None
+        if ready and not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
+        if self.is_episodic:  # Its own trainer's optimizer: some learners count its steps.
+            self.student.compile(self.optimizer if ready else None, jit_compile=False, **self._for_student)
+
+    @property
+    def _is_ready(self) -> bool:
+        return self.student.built and (self.hints is None or self.hints.built)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -320,6 +332,7 @@ class Distiller(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         hard, soft = self._batches(data)
+        self._build_on(soft)
         said = self._said(soft)
         with tf.GradientTape() as tape:
             losses = self._step_losses(hard, soft, said)
@@ -410,7 +423,10 @@ class Distiller(keras.Model):
             **options: of Keras's `fit`.
         """
         steps_per_epoch = steps_per_epoch or _steps(x, soft_data)
-        self._build_on(x, soft_data)
+        if not self._is_ready:
+            self._build_on(self._batches(_first_batch(x if soft_data is None else soft_data))[1])
+        if self.is_episodic:
+            self.student._maybe_symbolic_build()
         callbacks = list(callbacks or [])
         for callback in callbacks:
             if hasattr(callback, "restore") and hasattr(callback, "is_finished"):
@@ -434,27 +450,20 @@ class Distiller(keras.Model):
             **options,
         )
 
-    def _build_on(self, x: Any, soft_data: Any) -> None:
-        """Builds what the first batch has to build, before the loop does."""
-        if self.is_episodic:
-            self.student._maybe_symbolic_build()
-        if self.student.built and (self.hints is None or self.hints.built):
+    def _build_on(self, batch: Any) -> None:
+        """Builds what is left to build: a student without shapes, the projection of hints, the optimizer."""
+        if self._is_ready:
             return
-        given = x if soft_data is None else soft_data
-        if isinstance(given, Episodes | tf.data.Dataset):
-            batch = next(iter(_once(given).take(1)))
-        else:
-            batch = tf.nest.map_structure(lambda value: tf.convert_to_tensor(value[:1]), given)
-            batch = (batch,)
         if self.is_episodic:
             assert self.hints is not None
-            vectors = self.hints.student_features(self.student, _episode(batch))
+            vectors = self.hints.of_student(self.student, batch)
         else:
             _, vectors = self._forward(keras.utils.unpack_x_y_sample_weight(batch)[0], training=False)
-        if self.hints is not None and not self.hints.built:
-            self.hints.build(vectors.shape)
-        self.built = True
-        self._build_optimizer()
+        with tf.init_scope():
+            if self.hints is not None:
+                self.hints.build(tuple(vectors.shape))
+            self.built = True
+            self._compile_parts()
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Keras's `evaluate`, of the student. `x` may be `Episodes`."""
@@ -574,3 +583,9 @@ def _in_step(hard: Any, soft: Any) -> tf.data.Dataset:
 
 def _once(data: Any) -> Any:
     return data.dataset(batches=len(data)) if isinstance(data, Episodes) else data
+
+
+def _first_batch(data: Any) -> Any:
+    if isinstance(data, Episodes | tf.data.Dataset):
+        return next(iter(_once(data).take(1)))
+    return (tf.nest.map_structure(lambda value: tf.convert_to_tensor(value[:1]), data),)

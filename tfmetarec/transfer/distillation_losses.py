@@ -329,6 +329,21 @@ class FeatureHints(keras.layers.Layer):
         initializer = keras.initializers.GlorotUniform(seed)
         self.projection = keras.layers.Dense(units, kernel_initializer=initializer, name="projection")
 
+    @property
+    def are_functions(self) -> bool:
+        """Whether both features are functions, not names of layers."""
+        return callable(self.student_features) and callable(self.teacher_features)
+
+    def of_student(self, student: Any, batch: Any) -> tf.Tensor:
+        """The student's vectors by its function."""
+        assert callable(self.student_features)
+        return self.student_features(student, batch)
+
+    def of_teacher(self, teacher: Any, batch: Any) -> tf.Tensor:
+        """The teacher's vectors by its function."""
+        assert callable(self.teacher_features)
+        return self.teacher_features(teacher, batch)
+
     def build(self, student_shape: Any, *others: Any) -> None:
         self.projection.build(student_shape)
         self.built = True

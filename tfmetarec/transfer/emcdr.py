@@ -3,6 +3,7 @@
 Reference: [Man et al., 2017](https://doi.org/10.24963/ijcai.2017/343)
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,18 @@ class EMCDR(CrossDomainMethod):
             distance = tf.reduce_sum(tf.square(mapped - tf.gather(bridged.target_vectors, users)), axis=1)
             return tf.reduce_mean(distance)
 
-        self.chosen_epochs = fit_bridge(self, self.map, loss, len(bridged.users), validation, self.chosen_epochs)
+        validate = None if validation is None else self._validation(validation)
+        self.chosen_epochs = fit_bridge(self, self.map, loss, len(bridged.users), validate, self.chosen_epochs)
+
+    def _validation(self, validation: Judged) -> Callable[[], float]:
+        vectors, known = self.factorisations.fold_in(validation.support)  # Once: no epoch changes it.
+        return lambda: self.validation_loss(validation, lambda part: self._carried(vectors[part], known[part]))
+
+    def _carried(self, vectors: np.ndarray, known: np.ndarray) -> np.ndarray:
+        return np.where(known[:, None], self.map(tf.constant(vectors)).numpy(), 0)
 
     def _adapt(self, support: Support) -> np.ndarray:
-        state, known = self.factorisations.fold_in(support)
-        return np.where(known[:, None], self.map(tf.constant(state)).numpy(), 0)
+        return self._carried(*self.factorisations.fold_in(support))
 
     def _score(self, state: np.ndarray, item: Features) -> np.ndarray:
         return self.factorisations.score(state, np.asarray(item["item_id"]))

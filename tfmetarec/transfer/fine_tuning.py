@@ -19,18 +19,18 @@ def freeze(model: keras.Model, pattern: str) -> list[str]:
 
     Args:
         model: any Keras model or learner.
-        pattern: regular expression searched for in paths, which start with the names of layers: "item_encoder".
+        pattern: regular expression searched for in paths, which are made of the names of layers: "item_encoder".
 
     Raises:
         ValueError: if nothing matches.
 
     Example:
     >>> layers = [keras.layers.Dense(3, name="body"), keras.layers.Dense(1, name="top")]
-    >>> model = keras.Sequential([keras.Input((2,)), *layers])
+    >>> model = keras.Sequential([keras.Input((2,)), *layers], name="model")
     >>> freeze(model, "body")
     ['body/kernel', 'body/bias']
     >>> [variable.path for variable in model.trainable_variables]
-    ['top/kernel', 'top/bias']
+    ['model/top/kernel', 'model/top/bias']
     """
     return _set_trainable(model, pattern, False)
 
@@ -149,16 +149,34 @@ class FineTuning(CrossDomainMethod):
         self.learner = keras.saving.load_model(folder / "learner.keras")
 
 
+def named_variables(model: keras.Model) -> dict[str, keras.Variable]:
+    """The variables that were made to be trained by path: the names of the layers they lie in, and their own.
+
+    Keras's own paths know no layer above one that was built outside a call.
+    """
+    found: dict[int, tuple[str, keras.Variable]] = {}
+
+    def walk(layer: keras.layers.Layer, prefix: str) -> None:
+        for inner in layer._layers:
+            walk(inner, f"{prefix}{inner.name}/")
+        for variable in layer._trainable_variables:  # Which keeps its members when they are frozen.
+            found.setdefault(id(variable), (prefix + variable.name, variable))
+
+    walk(model, "")
+    return dict(found.values())
+
+
 def _set_trainable(model: keras.Model, pattern: str, trainable: bool) -> list[str]:
-    variables = [v for v in model.variables if re.search(pattern, v.path) and "seed_generator" not in v.path]
-    if not variables:
-        names = sorted({variable.path.split("/")[0] for variable in model.variables})
+    variables = named_variables(model)
+    chosen = [path for path in variables if re.search(pattern, path)]
+    if not chosen:
+        names = sorted({path.split("/")[0] for path in variables})
         raise ValueError(
             f"`pattern` must match the path of a variable, such as {', '.join(names)}. Received: {pattern!r}"
         )
-    for variable in variables:
-        variable.trainable = trainable
-    return [variable.path for variable in variables]
+    for path in chosen:
+        variables[path].trainable = trainable
+    return chosen
 
 
 def _compile_anew(learner: Any) -> None:

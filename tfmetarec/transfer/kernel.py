@@ -62,16 +62,16 @@ class KernelTransfer(CrossDomainMethod):
         bought = _matrix(domains.target_ratings)[users][:, self.candidates].toarray()
         self.share = bought.mean(axis=0)
         kernel = (self._users @ self._users.T).toarray()
-        found = {}
-        for penalty in self.penalties if validation is not None else (self.chosen or self._middle,):
-            system = kernel + penalty * np.eye(len(users), dtype=np.float32)
-            self.coefficients = np.linalg.solve(system, bought - self.share)
-            found[penalty] = self.coefficients
-            if validation is None:
-                return
-        recalls = {}
-        for penalty, coefficients in found.items():
-            self.coefficients = coefficients
+
+        def coefficients(penalty: float) -> np.ndarray:
+            return np.linalg.solve(kernel + penalty * np.eye(len(users), dtype=np.float32), bought - self.share)
+
+        if validation is None:
+            self.coefficients = coefficients(self.chosen or self._middle)
+            return
+        found, recalls = {}, {}
+        for penalty in self.penalties:
+            self.coefficients = found[penalty] = coefficients(penalty)
             recalls[penalty] = _recall(self._adapt(validation.support), validation)
         self.chosen = max(recalls, key=lambda penalty: recalls[penalty])
         self.coefficients = found[self.chosen]

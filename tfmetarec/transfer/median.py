@@ -11,8 +11,8 @@ from tfmetarec.tasks.episode import Features, Support
 class MedianRatings:
     """Turns a recommender's scores, which are means, into medians, which is what absolute error asks for.
 
-    Ratings are whole numbers, and the median of those behind a score of 3.6 may well be 4. With a threshold between each
-    two ratings, a score becomes
+    Ratings are whole numbers, and the median of those behind a score of 3.6 may well be 4. With a threshold between
+    each two ratings, a score becomes
 
         low + sum over thresholds of step * sigmoid((score - threshold) / width) + slope * (score - middle),
 

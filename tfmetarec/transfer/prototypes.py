@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-import scipy.optimize
 import scipy.sparse
 import tensorflow as tf
 
 from tfmetarec.data.vocabulary import LISTS, FeatureSpec
 from tfmetarec.tasks.episode import Features
+from tfmetarec.transfer.block_ridge import conjugate_gradients, leave_one_out
 
 LEAVE_ONE_OUT = "leave_one_out"
 _CLASSES = ("category", *LISTS)
@@ -146,7 +146,7 @@ class Prototypes(keras.Model):
         self.built = True
 
     @classmethod
-    def fit(  # type: ignore[override]  # Not Keras's: nothing is trained, it is all sums.
+    def fit(  # Not Keras's: nothing is trained, it is all sums.
         cls,
         vectors: Any,
         classes: Any,
@@ -280,7 +280,9 @@ class ContentPrototypes(keras.Model):
             raise ValueError("`specs` must hold at least one feature. Received: none")
         for spec in self.specs:
             if spec.kind not in (*_CLASSES, *_CONTENT):
-                raise ValueError(f"`specs` must be of classes, numbers or vectors. Received: {spec.name!r}, {spec.kind}")
+                raise ValueError(
+                    f"`specs` must be of classes, numbers or vectors. Received: {spec.name!r}, {spec.kind}"
+                )
         if width < 1:
             raise ValueError(f"`width` must be at least 1. Received: width={width}")
         self.width = width
@@ -297,7 +299,7 @@ class ContentPrototypes(keras.Model):
         }
         self.built = True
 
-    def fit(  # type: ignore[override]  # Not Keras's: one linear system.
+    def fit(  # Not Keras's: one linear system.
         self,
         features: Features,
         vectors: Any,
@@ -384,7 +386,9 @@ class ContentPrototypes(keras.Model):
             raise ValueError(f"`features` must hold {spec.name!r}. Received: {sorted(features)}")
         value = np.asarray(features[spec.name])
         if len(value) != n_items:
-            raise ValueError(f"`features` must have {n_items} rows, as `vectors`. Received: {spec.name!r}, {len(value)}")
+            raise ValueError(
+                f"`features` must have {n_items} rows, as `vectors`. Received: {spec.name!r}, {len(value)}"
+            )
         if spec.kind in _CONTENT:
             return np.reshape(value, (n_items, spec.size)).astype(np.float64)
         rows = value if spec.kind in LISTS else value[:, None]
@@ -406,98 +410,6 @@ class ContentPrototypes(keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         return {"specs": [vars(spec) for spec in self.specs], "width": self.width, "name": self.name}
-
-
-def conjugate_gradients(
-    designs: Sequence[Any], target: np.ndarray, weight: np.ndarray, penalty: np.ndarray, *, iterations: int = 500
-) -> list[np.ndarray]:
-    """`argmin sum_i weight_i |target_i - sum_f design_f d_f|^2 + sum_f penalty_f |d_f|^2`, a `d_f` for each design.
-
-    Preconditioned by the diagonal, all columns of `target` at once. Stops where the gradient is a millionth of what it was.
-
-    Args:
-        designs: matrices `(N, size)`, sparse or not.
-        target: `(N, D)`.
-        weight: `(N,)`, at least 0.
-        penalty: `(F,)`, greater than 0.
-        iterations: int. At most so many.
-
-    >>> conjugate_gradients([np.ones((2, 1))], np.array([[1.0], [3.0]]), np.ones(2), np.array([2.0]))
-    [array([[1.]])]
-    """
-    transposed = [design.T if isinstance(design, np.ndarray) else design.T.tocsr() for design in designs]
-    sizes = [design.shape[1] for design in designs]
-    edges = np.cumsum([0, *sizes])
-    parts = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
-    ridge = np.repeat(penalty, sizes)[:, None]
-    squares = [np.square(d) if isinstance(d, np.ndarray) else d.multiply(d) for d in designs]
-    scale = np.concatenate([np.asarray(square.T @ weight).reshape(-1) for square in squares])[:, None] + ridge
-
-    def back(rows: np.ndarray) -> np.ndarray:
-        rows = weight[:, None] * rows
-        return np.concatenate([each @ rows for each in transposed])
-
-    solution = np.zeros((edges[-1], target.shape[1]))
-    rest = back(target)
-    first = np.linalg.norm(rest)
-    step = rest / scale
-    direction, progress = step, np.sum(rest * step, 0)
-    for _ in range(iterations):
-        if np.linalg.norm(rest) <= 1e-6 * first:
-            break
-        ahead = sum(design @ direction[part] for design, part in zip(designs, parts, strict=True))
-        curved = back(ahead) + ridge * direction
-        far = progress / np.maximum(np.sum(direction * curved, 0), 1e-300)
-        solution += far * direction
-        rest = rest - far * curved
-        step = rest / scale
-        before, progress = progress, np.sum(rest * step, 0)
-        direction = step + progress / np.maximum(before, 1e-300) * direction
-    return [solution[part] for part in parts]
-
-
-def leave_one_out(designs: Sequence[Any], target: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The penalties `(F,)` of `conjugate_gradients` under which each row is foretold best by all the others.
-
-    With the Gram matrices `G_f = design_f design_f^T`, `A = sum_f G_f / penalty_f + diag(1 / weight)` and
-    `B = A^-1`, the error on row i of the fit to all other rows is `(B target)_i / B_ii`. The weighted sum of its
-    squares is lowered by L-BFGS over the logarithms; its derivative by A, with `a = B target` and `e_i = a_i / B_ii`, is
-
-        B diag(2 w e a / B_ii^2) B - 2 (B (w e / B_ii)) a^T.
-
-    Memory is F times N times N, so this is for a sample.
-
-    Args:
-        designs: matrices `(N, size)`, sparse or not.
-        target: `(N, D)`.
-        weight: `(N,)`, greater than 0.
-    """
-    grams = np.stack([_dense(design @ design.T) for design in designs]).astype(np.float32)  # (F, N, N)
-    importance = weight / weight.sum()
-    flat = grams.reshape(len(grams), -1)
-    scale = float(np.sum(importance[:, None] * np.square(target))) or 1.0
-    start = np.log(10.0)
-
-    def loss(logarithms: np.ndarray) -> tuple[float, np.ndarray]:
-        inverse_penalty = np.exp(-logarithms)
-        system = (inverse_penalty.astype(np.float32) @ flat).reshape(grams.shape[1:]).astype(np.float64)
-        system[np.diag_indices_from(system)] += 1 / weight
-        inverse = np.linalg.inv(system)
-        solution, own = inverse @ target, np.diag(inverse)[:, None]
-        error = solution / own
-        along = 2 * importance[:, None] * error / own
-        by_system = (inverse * np.sum(along * solution / own, 1)) @ inverse - (inverse @ along) @ solution.T
-        by_penalty = flat @ by_system.reshape(-1).astype(np.float32)
-        # A feature that does not matter has no best penalty; it stays near the start.
-        kept, pull = 1e-4 * np.mean(np.square(logarithms - start)), 2e-4 * (logarithms - start) / len(logarithms)
-        value = float(np.sum(importance[:, None] * np.square(error))) / scale
-        return value + float(kept), -by_penalty.astype(np.float64) * inverse_penalty / scale + pull
-
-    bounds = [(np.log(1e-2), np.log(1e5))] * len(designs)
-    found = scipy.optimize.minimize(
-        loss, np.full(len(designs), start), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40}
-    )
-    return np.exp(found.x)
 
 
 def _foretelling_shrinkage(
@@ -555,10 +467,6 @@ def _shares(rows: tf.Tensor, length: Any) -> tf.Tensor:
 
 def _weighted_mean(vectors: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return weight @ vectors / max(float(weight.sum()), 1e-12)
-
-
-def _dense(matrix: Any) -> np.ndarray:
-    return matrix.toarray() if scipy.sparse.issparse(matrix) else matrix
 
 
 def _check_members(vectors: tf.Tensor, classes: tf.Tensor, n_classes: int) -> None:

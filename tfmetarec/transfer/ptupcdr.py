@@ -3,6 +3,7 @@
 Reference: [Zhu et al., 2022](https://doi.org/10.1145/3488560.3498392)
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +155,17 @@ class PTUPCDR(CrossDomainMethod):
                 error = -tf.gather(tf.nn.log_softmax(scores), tf.gather(place, users), batch_dims=1)
             return tf.reduce_sum(error * weight) / tf.reduce_sum(weight)
 
-        self.chosen_epochs = fit_bridge(self, self.bridge, loss, len(bridged.users), validation, self.chosen_epochs)
+        validate = None if validation is None else self._validation(validation)
+        self.chosen_epochs = fit_bridge(self, self.bridge, loss, len(bridged.users), validate, self.chosen_epochs)
+
+    def _validation(self, validation: Judged) -> Callable[[], float]:
+        known = (*self.factorisations.fold_in(validation.support), *self._last(validation.support))
+        return lambda: self.validation_loss(validation, lambda part: self._carried(*(value[part] for value in known)))
 
     def _adapt(self, support: Support) -> np.ndarray:
-        vectors, known = self.factorisations.fold_in(support)
-        item, length = self._last(support)
+        return self._carried(*self.factorisations.fold_in(support), *self._last(support))
+
+    def _carried(self, vectors: np.ndarray, known: np.ndarray, item: np.ndarray, length: np.ndarray) -> np.ndarray:
         state = np.zeros_like(vectors)
         for start in range(0, len(item), _USERS):
             part = slice(start, start + _USERS)

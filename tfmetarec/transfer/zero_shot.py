@@ -57,8 +57,6 @@ class WithPrototypes(keras.Model):
         ValueError: if the model has not these parts, a width differs, or neither is given.
     """
 
-    takes_items_without_id = True
-
     def __init__(
         self,
         model: keras.Model,
@@ -84,6 +82,7 @@ class WithPrototypes(keras.Model):
         self.model, self.items, self.users = model, items, users
         self.specs, self.vocabulary = model.specs, getattr(model, "vocabulary", None)
         self.is_retrieval = getattr(model, "is_retrieval", False)
+        self.takes_items_without_id = getattr(model, "takes_items_without_id", False)
         self._known = next(spec.size for spec in model.specs.item if spec.name == "item_id")
         self.head = model.head
         if users is not None:
@@ -103,7 +102,7 @@ class WithPrototypes(keras.Model):
         if self.items is None:
             return self.model.encode_item(features, training=training)
         if "item_id" not in features:
-            encoded = self.model.encode_item(_content(features, self.model), training=training)
+            encoded = self.model.encode_item(features, training=training)
             return encoded + tf.cast(self.items(features), encoded.dtype)
         rows = tf.convert_to_tensor(features["item_id"])
         is_known = (rows > 0) & (rows < self._known)
@@ -142,6 +141,7 @@ def zero_shot(
     caution: float = 1.0,
     interactions_for_trust: float = 20.0,
     most_support: int = 50,
+    sample: int = 1000,
     seed: int = 0,
 ) -> Any:
     """Completes a trained learner by prototypes of items, and of groups of users if `user_features` name some.
@@ -154,6 +154,7 @@ def zero_shot(
         user_features: names of the user features that make groups, e.g. `("gender", "age")`. Defaults to none.
         shrinkage: of both, see `ContentPrototypes.fit`.
         caution: the same.
+        sample: the same.
         interactions_for_trust: float, at least 0: an item (or user) of `n` interactions counts as `n / (n + this)`.
         most_support: int, at least 1. Interactions of a training user that are adapted to, for groups.
         seed: int.
@@ -179,7 +180,8 @@ def zero_shot(
         raise ValueError(
             f"`interactions_for_trust` must be at least 0. Received: interactions_for_trust={interactions_for_trust}"
         )
-    model, options = learner.model, {"shrinkage": shrinkage, "caution": caution, "seed": seed}
+    options: dict[str, Any] = {"shrinkage": shrinkage, "caution": caution, "sample": sample, "seed": seed}
+    model = learner.model
     parts: dict[str, ContentPrototypes] = {}
     if items:
         chosen = _specs(vocabulary.specs.item, item_features, "item_features")
@@ -310,8 +312,7 @@ def _content(features: Features, model: keras.Model) -> Features:
     """The same items without their rows."""
     if getattr(model, "takes_items_without_id", False):
         return {name: value for name, value in features.items() if name != "item_id"}
-    rows = next(value for name, value in features.items() if not name.endswith("_length"))
-    return {**features, "item_id": tf.zeros(tf.shape(rows)[:1], tf.int32)}
+    return {**features, "item_id": tf.zeros_like(features["item_id"])}
 
 
 def _one(features: Features, model: keras.Model, side: str) -> Features:
