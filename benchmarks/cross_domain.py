@@ -13,8 +13,8 @@ the row of the tuned biases whose predictions are given a median in the same way
 The row of known users says how low an error can get: the same people and the same model, after nine tenths of their
 target ratings, judged on the last tenth. Learners that train by gradient are run for the first seed alone.
 
-A run that was interrupted goes on where it stopped: what is done lies in a folder beside the JSON file, which is removed
-at the end.
+A run that was interrupted goes on where it stopped: what is done lies in a folder beside the JSON file, which is
+removed at the end.
 
 **Purchases**, Complete Journey (from its package): households whose DRUG GM purchases are all hidden are known by their
 groceries; all DRUG GM products that enough households bought are ranked. Recall and nDCG of 20, means over
@@ -22,8 +22,10 @@ households, one draw of households, with a paired bootstrap against the best flo
 item-KNN and EASE fitted on both departments together.
 """
 
+import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
@@ -34,6 +36,7 @@ from rich.console import Console
 import tfmetarec as tmr
 from benchmarks import report
 from tfmetarec.data import DataError, Interactions
+from tfmetarec.data.whole_file import write_whole
 from tfmetarec.evaluation import metrics
 from tfmetarec.evaluation.bootstrap import paired_bootstrap
 from tfmetarec.models.baselines import EASE, ImplicitALS, ItemKNN
@@ -86,6 +89,20 @@ class Asked(NamedTuple):
     user: np.ndarray
     item: np.ndarray
     label: np.ndarray
+
+
+def kept(file: Path, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Arrays of an earlier run that was interrupted, or computed and written now."""
+    if not file.exists():
+        with write_whole(file) as writing, writing.open("wb") as stream:
+            np.savez(stream, **compute())  # type: ignore[arg-type]
+    with np.load(file) as arrays:
+        return dict(arrays)
+
+
+def parts_of(options: report.Options) -> Path:
+    """Where an interrupted run finds what it has done."""
+    return options.out.with_suffix(".parts")
 
 
 # -- ratings -------------------------------------------------------------------------------------------------
@@ -205,6 +222,12 @@ def rating_cell(
     return results
 
 
+def flat(cell: dict[str, tuple[Predicted, Asked]]) -> dict[str, np.ndarray]:
+    """The arrays of a cell by name and field."""
+    parts = ((name, part) for name, pair in cell.items() for part in pair)
+    return {f"{name}/{field}": value for name, part in parts for field, value in part._asdict().items()}
+
+
 def rating_errors(value: Predicted, asked: Asked, low: float, high: float) -> dict[str, float]:
     """Errors over all ratings of a cell, predictions clipped."""
     mean, median = (np.clip(part, low, high) for part in value)
@@ -241,9 +264,13 @@ def rating_tables(
             cells: dict[str, list[tuple[Predicted, Asked]]] = {}
             for seed in range(options.seeds):
                 console.print(f"{source} -> {target}, beta {beta}, seed {seed}", highlight=False)
-                found = rating_cell(data, source, target, beta, seed, options.quick, console)
-                for name, value in found.items():
-                    cells.setdefault(name, []).append(value)
+                cell = (data, source, target, beta, seed, options.quick, console)
+                file = parts_of(options) / f"{source}-{target}-{beta}-{seed}.npz"
+                arrays = kept(file, lambda cell=cell: flat(rating_cell(*cell)))  # type: ignore[misc]
+                for name in dict.fromkeys(key.split("/")[0] for key in arrays):
+                    value = Predicted(*(arrays[f"{name}/{part}"] for part in Predicted._fields))
+                    asked = Asked(*(arrays[f"{name}/{part}"] for part in Asked._fields))
+                    cells.setdefault(name, []).append((value, asked))
             rows = rating_rows(cells, low, high)
             title = f"{source} -> {target}, beta {beta}"
             figures[title] = rows
@@ -319,9 +346,10 @@ def purchase_methods(quick: bool) -> dict[str, CrossDomainMethod]:
 
 
 def purchase_tables(
-    quick: bool, console: Console
+    options: report.Options, console: Console
 ) -> tuple[dict[str, report.Rows], list[report.Target], dict[str, Any]]:
     """The table of one draw of households, and what it is held to."""
+    quick = options.quick
     if quick:
         made = tmr.data.load("synthetic", n_users=120, n_items=80, interactions_per_user=16, noise=0.2)
         domain = pl.when(pl.col("item_id") % 2 == 1).then(pl.lit("GROCERY")).otherwise(pl.lit("DRUG GM"))
@@ -335,17 +363,20 @@ def purchase_tables(
     item, rows = domains.candidates(), domains.target_rows
     counts = np.bincount(domains.target_ratings.item, minlength=domains.vocabulary.n_items)
     scores = {PURCHASE_FLOORS[0]: np.repeat(counts[None, rows].astype(np.float64), len(users.users), axis=0)}
-    for name, floor in zip(PURCHASE_FLOORS[1:], (ImplicitALS(64), ItemKNN(), EASE()), strict=True):
+
+    def scored(chosen: Any) -> dict[str, np.ndarray]:
+        if isinstance(chosen, CrossDomainMethod):
+            share = VALIDATION_SHARE
+            cross_domain(chosen, split["source"], split.train, min_item_users=least, validation_share=share)
+        else:
+            chosen.fit(domains.joint_ratings)
+        return {"scores": np.asarray(chosen.score(chosen.adapt(users.support), item))}
+
+    floors = dict(zip(PURCHASE_FLOORS[1:], (ImplicitALS(64), ItemKNN(), EASE()), strict=True))
+    for name, chosen in {**floors, **purchase_methods(quick)}.items():
         start = time.perf_counter()
-        floor.fit(domains.joint_ratings)
-        scores[name] = floor.score(floor.adapt(users.support), item)
-        console.print(f"  {name}: {time.perf_counter() - start:.0f} s", highlight=False)
-    for name, method in purchase_methods(quick).items():
-        start = time.perf_counter()
-        fitted = cross_domain(
-            method, split["source"], split.train, min_item_users=least, validation_share=VALIDATION_SHARE
-        )
-        scores[name] = np.asarray(fitted.score(fitted.adapt(users.support), item))
+        file = parts_of(options) / f"purchases-{name}.npz"
+        scores[name] = kept(file, lambda chosen=chosen: scored(chosen))["scores"]  # type: ignore[misc]
         console.print(f"  {name}: {time.perf_counter() - start:.0f} s", highlight=False)
     k = min(TOP_K, len(rows))
     found = {name: ranking_figures(value, users, rows, k) for name, value in scores.items()}
@@ -385,15 +416,17 @@ def main(arguments: list[str] | None = None) -> int:
     console = report.console()
     if options.data is None and not options.quick:
         raise DataError("`--data` must be a folder with Douban's book.parquet and music.parquet.")
-    purchases, held, bought = purchase_tables(options.quick, console)
+    purchases, held, bought = purchase_tables(options, console)
     ratings, targets, rated = rating_tables(options, console)
-    return report.finish(
+    status = report.finish(
         options,
         config={"ratings": rated, "purchases": bought},
         figures={**ratings, **purchases},
         targets=[*targets, *held],
         console=console,
     )
+    shutil.rmtree(parts_of(options), ignore_errors=True)
+    return status
 
 
 if __name__ == "__main__":

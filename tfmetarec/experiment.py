@@ -317,8 +317,8 @@ def _crossing_method(config: Config) -> transfer.CrossDomainMethod:
             raise ConfigError(f"unknown key `transfer.options.{name}`; known: {', '.join(known)}.")
     if "learner" in parameters:
         options["learner"] = functools.partial(build_learner, config)
-    if "teacher" in parameters:
-        options["teacher"] = transfer.method_class(options.get("teacher", "joint_training"))()
+    for name in set(parameters) & {"teacher", "transfer"}:  # A method around another one.
+        options[name] = transfer.method_class(options.get(name, "joint_training"))()
     with _naming_options("transfer.options", config.transfer.options):
         return kind(**options)
 

@@ -89,9 +89,7 @@ def test_an_item_that_the_teacher_has_no_row_for_is_scored_by_its_content(teache
 
 def test_catalogues_with_nothing_in_common_are_refused_with_both_sizes(teacher):
     student = vocabulary({"user_id": [1]}, {"item_id": [70, 71], "brand": ["x", "y"]})
-    with pytest.raises(
-        ValueError, match="at least one .* Received: none of"
-    ):
+    with pytest.raises(ValueError, match="at least one .* Received: none of"):
         translated_teacher(teacher, student)
     with pytest.raises(ValueError, match="`unknown_items` must be one of 'leave_out', 'content'"):
         translated_teacher(teacher, student, unknown_items="ignore")

@@ -13,7 +13,7 @@ import polars as pl
 import tensorflow as tf
 
 from tfmetarec.export import gate
-from tfmetarec.export.clusters import WORTH_IT, Clusters, TwoStage, fit
+from tfmetarec.export.clusters import WORTH_IT, TwoStage, fit
 from tfmetarec.export.example_requests import example_request
 from tfmetarec.export.holdout import Holdout, PrecisionCost, precision_cost, queries
 from tfmetarec.export.publishing import check_keep, next_version, prune, publish, staging

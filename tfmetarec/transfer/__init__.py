@@ -20,6 +20,7 @@ from tfmetarec.transfer.hierarchical import HierarchicalTransfer
 from tfmetarec.transfer.initialization import Thaw, initialize_embedding
 from tfmetarec.transfer.item2vec import WordVectors, item2vec
 from tfmetarec.transfer.joint_training import JointTraining
+from tfmetarec.transfer.kernel import KernelTransfer
 from tfmetarec.transfer.median import MedianRatings
 from tfmetarec.transfer.meta_transfer import MetaTransfer
 from tfmetarec.transfer.pretrained import ItemVectors, with_vectors
@@ -50,6 +51,7 @@ __all__ = [
     "HierarchicalTransfer",
     "ItemVectors",
     "JointTraining",
+    "KernelTransfer",
     "LearnerTeacher",
     "MedianRatings",
     "MetaTransfer",
