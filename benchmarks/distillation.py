@@ -1,20 +1,22 @@
 """A large teacher, a small student: what distillation keeps, and what it costs to serve.
 
-Complete Journey, and MovieLens-1M made implicit (every rating is a choice, whatever it says). Users are held out whole; of
-a held-out user the first K items in time are the support, the 21st to 40th are what is judged, and the whole catalogue
-less the support is ranked. The teacher is a wide `Sequence`; the student is a narrow one. `student alone` trains as the
-teacher does, in the better of several settings. The distilled students train on what the teacher says of all items of the
-catalogue after random supports of training users, and (where `alpha` is less than 1) on the labels of the queries. The
-`keras.distillation` student has Keras's own `Distiller`, the same teacher, supports and catalogue, and one query item
-of each user as its label.
+Complete Journey, and MovieLens-1M made implicit (every rating is a choice, whatever it says). Users are held out
+whole; of a held-out user the first K items in time are the support, the 21st to 40th are what is judged, and the whole
+catalogue less the support is ranked. The teacher is a wide `Sequence`; the student is a narrow one. `student alone`
+trains as the teacher does, in the better of several settings. The distilled students train on what the teacher says of
+all items of the catalogue after random supports of training users, and (where `alpha` is less than 1) on the labels of
+the queries. The `keras.distillation` student has Keras's own `Distiller`, the same teacher, supports and catalogue,
+and one query item of each user as its label.
 
 The columns: nDCG@20 after K items on test users; `mean`, over users and K; `over alone`, the mean difference from the
-student alone, between `low` and `high` (paired bootstrap over users); `of teacher`, the mean as a share of the teacher's;
-`validation`, the mean on validation users, on which the epoch of every row and the settings of the student alone were
-chosen. The targets are for the distilled student that is best on validation users. Test users are judged once.
+student alone, between `low` and `high` (paired bootstrap over users); `of teacher`, the mean as a share of the
+teacher's; `validation`, the mean on validation users, on which the epoch of every row and the settings of the student
+alone were chosen. The targets are for the distilled student that is best on validation users. Test users are judged
+once.
 
-The second table: both are exported as SavedModels that answer with the same top 20 of the whole catalogue, and run in the
-TF1 session that a server's loader resembles. Calls are interleaved; times are medians, `ratio` is that of the medians.
+The second table: both are exported as SavedModels that answer with the same top 20 of the whole catalogue, and run in
+the TF1 session that a server's loader resembles. Calls are interleaved; times are medians, `ratio` is that of the
+medians.
 """
 
 import logging

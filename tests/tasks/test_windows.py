@@ -36,14 +36,6 @@ def test_a_window_is_a_stretch_of_a_history_in_order(counted):
     assert starts == set(range(1, 10))
 
 
-def test_a_window_says_how_many_items_come_before_it(counted):
-    windows = user_windows(*counted, length=4, early=1, windows_per_batch=2)
-    for batch in range(20):
-        drawn = windows.sample(batch)
-        for item, before in zip(drawn["item"], drawn["before"], strict=True):
-            assert before == (0 if item[:2].tolist() == [5, 4] else item[0] - 1)
-
-
 def test_each_place_predicts_the_item_after_the_ones_before_it(counted):
     for _, _, target in rows(counted, length=4):
         assert target.tolist() == [0, 1, 2, 3]
@@ -77,9 +69,10 @@ def test_a_larger_early_prefers_the_beginning_of_a_history(counted):
     assert mean[8] < mean[1] - 1
 
 
-def test_without_timestamps_a_window_is_a_random_part_in_random_order(counted):
-    data = Interactions.from_frames(counted[0].table.drop("timestamp"), feedback="implicit")
-    windows = user_windows(data, counted[1], length=12, windows_per_batch=2)
+@pytest.mark.parametrize("timed", [True, False])
+def test_in_random_order_or_without_timestamps_a_window_is_any_part_of_a_history(counted, timed):
+    data = counted[0] if timed else Interactions.from_frames(counted[0].table.drop("timestamp"), feedback="implicit")
+    windows = user_windows(data, counted[1], length=12, windows_per_batch=2, order="random" if timed else None)
     found = [drawn for batch in range(10) for drawn in windows.sample(batch)["item"].tolist() if len(set(drawn)) == 12]
     assert len(found) == 10
     assert all(set(drawn) == set(range(1, 13)) for drawn in found)
@@ -133,12 +126,19 @@ def test_an_epoch_is_once_through_all_users(implicit):
         ({"windows_per_batch": 0}, "`windows_per_batch` must be at least 1. Received: windows_per_batch=0"),
         ({"negatives": -1}, "`negatives` must be at least 0. Received: negatives=-1"),
         ({"early": float("nan")}, "`early` must be at least 1. Received: early=nan"),
+        ({"order": "newest"}, "`order` must be 'time' or 'random'. Received: order='newest'"),
         ({"negative_sampling": "category"}, "`negative_sampling` must be 'popularity' or 'uniform'. .*'category'"),
     ],
 )
 def test_options_out_of_range_are_refused(implicit, options, message):
     with pytest.raises(ValueError, match=message):
         user_windows(implicit.data, implicit.vocabulary, **options)
+
+
+def test_time_order_needs_timestamps(counted):
+    data = Interactions.from_frames(counted[0].table.drop("timestamp"), feedback="implicit")
+    with pytest.raises(ValueError, match="`order` 'time' needs a `timestamp` column"):
+        user_windows(data, counted[1], order="time")
 
 
 def test_explicit_feedback_is_refused(explicit):

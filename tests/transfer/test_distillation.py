@@ -662,6 +662,7 @@ def test_a_learner_is_distilled_from_soft_labels_on_disk(shared, tmp_path):
     assert history["soft_loss"][-1] < 0.8 * history["soft_loss"][0]
 
 
+@pytest.mark.slow
 def test_hints_between_learners_compare_item_vectors(shared):
     _, vocabulary, episodes = shared
 

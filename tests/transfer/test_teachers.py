@@ -164,7 +164,7 @@ def test_a_signature_teaches_without_keras(tmp_path):
         SavedModelTeacher(tmp_path / "model", output="score")
     with pytest.raises(ValueError, match="`output` must be one of other, score. Received: output='scores'"):
         SavedModelTeacher(tmp_path / "model", signature="rate", output="scores")
-    with pytest.raises(ValueError, match="needs the inputs item, b, and the features lack item: rename or make them"):
+    with pytest.raises(ValueError, match="needs the inputs b, item, and the features lack item: rename or make them"):
         SavedModelTeacher(tmp_path / "model", **options).rows(features)
 
 

@@ -10,7 +10,6 @@ import tensorflow as tf
 from keras import ops
 
 from tfmetarec.data.vocabulary import FeatureSpecs, Vocabulary
-from tfmetarec.models.embedding import RowSparseEmbedding
 from tfmetarec.models.features import FeatureEncoder, ItemEncoder, resolve_specs
 from tfmetarec.models.two_tower import check_options
 from tfmetarec.optimizers.row_sparse import RowSparseOptimizer
@@ -18,7 +17,6 @@ from tfmetarec.tasks.episode import Episode, Features, Support
 from tfmetarec.tasks.windows import Window, Windows
 
 LOSSES = ("sampled_softmax", "retrieval")
-_STAGES = 16  # Of a history: the powers of two that fit into how many items came before.
 _NEVER = -1e9  # A score that no exponential notices. Minus infinity would make gradients NaN.
 
 
@@ -152,7 +150,7 @@ class Sequence(keras.Model):
         self.embedding_dim, self.blocks, self.heads, self.max_length = embedding_dim, blocks, heads, max_length
         self.item_hidden, self.dropout, self.id_dropout, self.seed = tuple(item_hidden), dropout, id_dropout, seed
         user = [spec for spec in self.specs.user if spec.kind != "id"]
-        small = [keras.initializers.RandomNormal(0.0, 0.02, seed=seed + place) for place in (1, 2, 3)]
+        small = [keras.initializers.RandomNormal(0.0, 0.02, seed=seed + place) for place in (1, 2)]
         self.user_encoder = FeatureEncoder(user, max(4, embedding_dim // 8), seed, name="user_encoder")
         self.start = keras.layers.Dense(embedding_dim, kernel_initializer=small[0], name="start")
         self.start.build((None, self.user_encoder.width))
@@ -160,8 +158,6 @@ class Sequence(keras.Model):
             self.specs.item, embedding_dim, self.item_hidden, dropout, id_dropout, seed=seed, name="item_encoder"
         )
         self.positions = self.add_weight((max_length, embedding_dim), small[1], name="positions")
-        self.stages = RowSparseEmbedding(_STAGES, embedding_dim, small[2], name="stages")
-        self.stages.build()
         self.drop = keras.layers.Dropout(dropout, seed=seed + 3)
         self.attention_blocks = [
             AttentionBlock(embedding_dim, heads, dropout, seed + 10 * (place + 1), name=f"block_{place}")
@@ -180,13 +176,12 @@ class Sequence(keras.Model):
         """Item features `(...)` -> `(..., D + 1)`: the vector, and the bias."""
         return self.item_encoder(features, training=training)
 
-    def queries(self, user: Features, vectors: Any, before: Any, length: Any, training: bool = False) -> Any:
+    def queries(self, user: Features, vectors: Any, length: Any, training: bool = False) -> Any:
         """What each place of a history asks for: `(T, S + 1, D + 1)`, in a dot product with `encode_item`.
 
         Args:
             user: user features `(T, ...)`.
             vectors: `(T, S, D)` of the items of the history, in order; at most `max_length` are real.
-            before: `(T,)`, how many items came before these.
             length: `(T,)`, how many are real.
         """
         place = ops.arange(ops.shape(vectors)[1], dtype="int32")
@@ -194,28 +189,26 @@ class Sequence(keras.Model):
         # Padding is never looked at, but what is not finite would reach through a weight of zero.
         vectors = ops.where(ago[..., None] >= 0, vectors, 0.0)
         vectors = vectors + ops.take(self.positions, ops.clip(ago, 0, self.max_length - 1), axis=0)
-        stage = ops.log2(1.0 + ops.cast(before, self.compute_dtype))
-        stage = self.stages(ops.minimum(ops.cast(stage, "int32"), _STAGES - 1))
-        start = (self.start(self.user_encoder(user)) + stage)[:, None]
+        start = self.start(self.user_encoder(user))[:, None]
         hidden = self.drop(ops.concatenate([start, vectors], axis=1), training=training)
         for block in self.attention_blocks:
             hidden = block(hidden, training=training)
         hidden = self.last(hidden)
         return ops.concatenate([hidden, ops.ones_like(hidden[..., :1])], axis=-1)
 
-    def recent(self, item: Features, length: tf.Tensor) -> tuple[Features, tf.Tensor, tf.Tensor]:
-        """The most recent `max_length` items of each history at most, how many came before, and how many are real."""
+    def recent(self, item: Features, length: tf.Tensor) -> tuple[Features, tf.Tensor]:
+        """The most recent `max_length` items of each history at most, and how many of them are real."""
         width = tf.shape(item["item_id"])[1]
         kept = tf.minimum(width, self.max_length)
         first = tf.maximum(length - kept, 0)
         picked = first[:, None] + tf.range(kept)
         latest = {name: tf.gather(value, picked, axis=1, batch_dims=1) for name, value in item.items()}
-        return latest, first, length - first
+        return latest, length - first
 
     def call(self, support: Support, training: bool = False) -> Any:
         """The query `(T, D + 1)` of each user, after the whole history."""
-        item, before, length = self.recent(support.item, tf.cast(support.length, tf.int32))
-        queries = self.queries(support.user, self.encode_item(item, training)[..., :-1], before, length, training)
+        item, length = self.recent(support.item, tf.cast(support.length, tf.int32))
+        queries = self.queries(support.user, self.encode_item(item, training)[..., :-1], length, training)
         return tf.gather(queries, length, axis=1, batch_dims=1)
 
     def adapt(self, support: Support) -> tf.Tensor:
@@ -374,7 +367,7 @@ class Sequence(keras.Model):
         encoded = self.encode_item(window.item, training=training)  # (T, W, D + 1), history and targets at once.
         places = window.target.shape[1]
         history = encoded[:, : places - 1, :-1]
-        queries = self.queries(window.user, history, window.before, window.length - 1, training)
+        queries = self.queries(window.user, history, window.length - 1, training)
         negatives = self.encode_item(window.negatives.item, training=training) if window.negatives else None
         return self.window_loss(window, queries, encoded, negatives)
 
@@ -539,9 +532,9 @@ class _Served(keras.layers.Layer):
         length = tf.clip_by_value(inputs["history_length"], 0, tf.shape(rows)[1])
         raw = {name: inputs[name] for name in self.user_inputs}
         user = self.vocabulary.encode("user", raw, tf.shape(rows)[0])
-        recent, before, kept = self.recent({"item_id": rows}, length)
+        recent, kept = self.recent({"item_id": rows}, length)
         vectors = tf.gather(self.encoded, recent["item_id"])[..., :-1]
-        query = tf.gather(self.queries(user, vectors, before, kept), kept, axis=1, batch_dims=1)
+        query = tf.gather(self.queries(user, vectors, kept), kept, axis=1, batch_dims=1)
         scores = tf.matmul(query, self.encoded, transpose_b=True)
         seen = tf.where(tf.sequence_mask(length, tf.shape(rows)[1]), rows, 0)  # Row 0 cannot be recommended anyway.
         place = tf.stack([tf.broadcast_to(tf.range(tf.shape(rows)[0])[:, None], tf.shape(rows)), seen], axis=-1)

@@ -22,7 +22,6 @@ class Window(NamedTuple):
         user: user features `(T, ...)`.
         item: item features `(T, W, ...)` in order, the first `S - 1` of which are the history. Past the end of
             a user's history they repeat its last item.
-        before: `(T,)` int32: how many items of the history come before the window.
         length: `(T,)` int32, at least 1, at most `S`: how many places count.
         target: `(T, S)` int32: where in `item` the item stands that place `s` is to predict.
         negatives: `Negatives`, or an empty dict (which `tf.data` can carry, unlike `None`).
@@ -30,7 +29,6 @@ class Window(NamedTuple):
 
     user: Features
     item: Features
-    before: Any
     length: Any
     target: Any
     negatives: Any
@@ -65,7 +63,7 @@ class Windows:
         table, per_batch = self.table, self.windows_per_batch
         rng = np.random.default_rng([self.seed, 2, batch])
         tasks = task_stream(len(table), batch * per_batch, per_batch, self.seed)
-        slots, sizes, before = self._draw(tasks, rng)
+        slots, sizes = self._draw(tasks, rng)
         least, most = self.length
         length = np.minimum(rng.integers(least, most + 1, per_batch), sizes)
         place = np.arange(most)
@@ -74,7 +72,6 @@ class Windows:
         rows = {
             "user": table.user[table.start[tasks]],
             "item": table.item[slots],
-            "before": before.astype(np.int32),
             "length": length.astype(np.int32),
             "target": target.astype(np.int32),
         }
@@ -83,8 +80,8 @@ class Windows:
             rows.update(zip(names, self.sampler.draw(tasks, slots, self.negatives, rng), strict=True))
         return rows
 
-    def _draw(self, tasks: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Slots `(T, W)` of the table, in order, how many of each row are different ones, and how many come before."""
+    def _draw(self, tasks: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Slots `(T, W)` of the table, in order, and how many of each row are different ones."""
         table, width = self.table, self.length[1] + self.horizon - 1
         sizes = table.start[tasks + 1] - table.start[tasks]
         used = np.minimum(sizes, width)
@@ -92,11 +89,11 @@ class Windows:
         if self.in_time:
             # Nearer the beginning, where a new user's history lies, as episodes do.
             first = (rng.random(len(tasks)) ** self.early * (sizes - used + 1)).astype(np.int64)
-            return table.start[tasks][:, None] + first[:, None] + place, used, first
+            return table.start[tasks][:, None] + first[:, None] + place, used
         keys = rng.random((len(tasks), int(sizes.max())), np.float32)
         keys[np.arange(keys.shape[1]) >= sizes[:, None]] = 2.0
         slots = table.start[tasks][:, None] + np.take_along_axis(np.argsort(keys, axis=1), place, axis=1)
-        return slots, used, np.zeros(len(tasks), np.int64)
+        return slots, used
 
     def dataset(self, first_batch: int = 0, batches: int | None = None) -> tf.data.Dataset:
         """Batches `first_batch`, `first_batch + 1`, ... as `Window`s of tensors, prefetched.
@@ -129,7 +126,7 @@ class Windows:
         if self.sampler is not None:
             drawn = features("item", rows["negative_item"])
             negatives = Negatives(drawn, rows["negative_log_expected"], rows["negative_weight"])
-        return Window(user, item, rows["before"], rows["length"], rows["target"], negatives)
+        return Window(user, item, rows["length"], rows["target"], negatives)
 
 
 def user_windows(
@@ -141,6 +138,7 @@ def user_windows(
     windows_per_batch: int = 64,
     negatives: int = 1024,
     negative_sampling: str = "popularity",
+    order: str | None = None,
     early: float = 4.0,
     min_interactions: int = 2,
     steps_per_epoch: int | None = None,
@@ -149,8 +147,7 @@ def user_windows(
     """Stretches of the histories of users who chose items (implicit feedback).
 
     Args:
-        interactions: training interactions, e.g. `split.train`. Without timestamps a window is a random part of a
-            history in random order.
+        interactions: training interactions, e.g. `split.train`.
         vocabulary: fitted on them.
         length: int, or least and most places of a window, each at least 1; drawn anew each time, so that a
             model that counts positions from the most recent item meets short histories too.
@@ -160,6 +157,8 @@ def user_windows(
         negatives: int, at least 0. Items per batch that the targets are contrasted with; 0 for a loss that takes the
             targets of others.
         negative_sampling: "popularity" (default) or "uniform".
+        order: "time" (a stretch of the history) or "random" (any of its items, in random order: what belongs
+            together, whenever it was chosen). Defaults to "time" where there are timestamps.
         early: float, at least 1: how strongly windows prefer the beginning of a history, as `user_episodes`
             has it.
         min_interactions: int, at least 1. Smaller users are left out, see `windows.table.notes`.
@@ -199,6 +198,10 @@ def user_windows(
             f"`negative_sampling` must be 'popularity' or 'uniform'. Received: negative_sampling={negative_sampling!r}"
         )
     table = TaskTable.build(interactions, vocabulary, min_interactions=min_interactions)
+    if order not in (None, "time", "random"):
+        raise ValueError(f"`order` must be 'time' or 'random'. Received: order={order!r}")
+    if order == "time" and not table.ordered:
+        raise ValueError("`order` 'time' needs a `timestamp` column in the interactions, which have none.")
     tables = {
         side: {name: tf.constant(value) for name, value in features.features.items()}
         for side, features in (("user", table.users), ("item", table.items))
@@ -211,7 +214,7 @@ def user_windows(
         windows_per_batch=windows_per_batch,
         negatives=negatives,
         steps_per_epoch=steps_per_epoch or -(-len(table) // windows_per_batch),
-        in_time=table.ordered,
+        in_time=table.ordered if order is None else order == "time",
         early=early,
         seed=seed,
         sampler=NegativeSampler(table, vocabulary.popularity, negative_sampling) if negatives else None,

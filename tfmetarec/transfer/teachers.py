@@ -435,11 +435,11 @@ class SavedModelTeacher(_RowTeacher):
         self.path, self.output, self.signature = str(path), output, signature
         self._loaded = tf.saved_model.load(self.path)  # Kept: variables live as long as what was loaded.
         if signature not in self._loaded.signatures:
-            names = ", ".join(self._loaded.signatures)
+            names = ", ".join(sorted(self._loaded.signatures))
             raise ValueError(f"`signature` must be one of {names}. Received: signature={signature!r}")
         self._function = self._loaded.signatures[signature]
         if output not in self._function.structured_outputs:
-            names = ", ".join(self._function.structured_outputs)
+            names = ", ".join(sorted(self._function.structured_outputs))
             raise ValueError(f"`output` must be one of {names}. Received: output={output!r}")
         super().__init__(features=features, items=items, catalogue=catalogue, activation=activation)
 
@@ -449,10 +449,10 @@ class SavedModelTeacher(_RowTeacher):
 
     def score(self, features: Features) -> Any:
         wanted = self._function.structured_input_signature[1]
-        missing = [name for name in wanted if name not in features]
+        missing = sorted(name for name in wanted if name not in features)
         if missing:
             raise ValueError(
-                f"the signature {self.signature!r} needs the inputs {', '.join(wanted)}, and the features lack "
+                f"the signature {self.signature!r} needs the inputs {', '.join(sorted(wanted))}, and the features lack "
                 f"{', '.join(missing)}: rename or make them by `features`."
             )
         inputs = {name: tf.cast(features[name], spec.dtype) for name, spec in wanted.items()}

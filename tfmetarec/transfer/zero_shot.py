@@ -112,8 +112,6 @@ class WithPrototypes(keras.Model):
 
     def call(self, features: Features, training: bool = False) -> Any:
         user, item = self.encode_user(features, training), self.encode_item(features, training)
-        if user.shape.rank == item.shape.rank == 2 and isinstance(self.head, UserTower):
-            return tf.squeeze(self.head(user[:, None], item[:, None]), -1)[..., None]
         return self.head(user, item)[..., None]
 
     def get_config(self) -> dict[str, Any]:
