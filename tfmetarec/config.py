@@ -102,7 +102,9 @@ class TransferConfig(_Section):
     source: str | None = Field(None, description="Domain to transfer from; the data need a column `domain`.")
     target: str | None = Field(None, description="Domain to transfer to.")
     method: str = Field("joint_training", description="File name of a method in transfer, e.g. emcdr or ptupcdr.")
-    options: dict[str, Any] = Field({}, description="Arguments of the method.")
+    options: dict[str, Any] = Field(
+        {}, description="Arguments of the method; its learner is that of `model`, `meta`, and `training`'s optimizer."
+    )
     shots: tuple[int, ...] = Field((0, 20, 100), description="Source interactions K to report at.")
 
 

@@ -30,7 +30,7 @@ import polars as pl
 import yaml
 
 from tfmetarec import data, evaluation, export, tasks, transfer
-from tfmetarec.config import Config, ConfigError, load
+from tfmetarec.config import Config, ConfigError, DistillationConfig, load
 from tfmetarec.data.whole_file import write_whole
 from tfmetarec.evaluation.validation import MONITORS
 from tfmetarec.meta import Checkpoint, GradientLearner, MetaLearner
@@ -65,16 +65,24 @@ def check(config: Config, run: Path | None = None) -> None:
         ValueError: if there is no such model or algorithm, it has no such option, or the folder holds a run
             of another configuration.
     """
-    model, meta = config.model, config.meta
-    if (teacher := config.distillation.teacher) is not None:
-        _check_teacher(Path(teacher))
+    _check_parts(config)
+    wanted = config.distillation
+    if wanted.teacher is None and wanted != DistillationConfig():
+        raise ConfigError("keys of `distillation` need a teacher: give `distillation.teacher`, or leave them out.")
+    if wanted.teacher is not None:
         _soft_loss(config)
+        if run is None or not (run / "learner.keras").exists():
+            _check_teacher(Path(wanted.teacher), config)
+    if run is not None and _begun(run):
+        _check_same(config, run)
+
+
+def _check_parts(config: Config) -> None:
+    model, meta = config.model, config.meta
     _check_options("model", find("models", model.kind), model.options)
     _check_options("meta", find("meta", meta.algorithm), meta.options)
     if meta.rival is not None:
         find("meta", meta.rival)
-    if run is not None and _begun(run):
-        _check_same(config, run)
 
 
 def prepare(config: Config) -> Prepared:
@@ -84,7 +92,7 @@ def prepare(config: Config) -> Prepared:
         ValueError: if `check` finds a mistake, or the users who are held out have too few interactions to be
             judged.
     """
-    check(config)
+    _check_parts(config)
     with _naming_options("data.options", config.data.options):
         interactions = data.load(config.data.source, **config.data.options)
     split = data.cold_users(
@@ -152,11 +160,20 @@ def _soft_loss(config: Config) -> Any:
         return getattr(transfer, losses[0])(**wanted.options)
 
 
-def _check_teacher(path: Path) -> None:
+def _check_teacher(path: Path, config: Config) -> None:
     if not (path / "learner.keras").exists() and not (path.suffix == ".keras" and path.exists()):
         raise ConfigError(
             f"`distillation.teacher` must be a run folder with a finished learner, or a .keras file. Received: {path}"
         )
+    if not (path / "config.yaml").exists():
+        return
+    teacher = load(path / "config.yaml")
+    for name in ("data", "split", "seed"):  # Else it may have learned from users that the student is judged on.
+        there, here = getattr(teacher, name), getattr(config, name)
+        if there != here:
+            raise ConfigError(
+                f"the teacher must have held out the same users: `{name}` is {there!r} in {path} and {here!r} here."
+            )
 
 
 def load_teacher(config: Config, vocabulary: data.Vocabulary) -> transfer.LearnerTeacher:
@@ -168,6 +185,7 @@ def load_teacher(config: Config, vocabulary: data.Vocabulary) -> transfer.Learne
 
 def train(config: Config, run: Path, prepared: Prepared, *, verbose: int | str = "auto") -> MetaLearner:
     """Trains the learner, from its teacher if it has one; takes up what an earlier call with this folder left."""
+    _refuse_crossing(run)
     return _train_one(config, run, prepared, "learner", None, verbose)
 
 
@@ -187,6 +205,10 @@ def _train_one(
     learner = build_learner(config, prepared.vocabulary, algorithm)
     monitor, mode = MONITORS[learner.feedback]
     judged = config.evaluation
+    completed = config.zero_shot
+    is_completed = name == "learner" and bool(completed.items or completed.user_features)
+    if is_completed:  # What does not go shows now, and not after training.
+        _complete(config, learner, prepared.split.validation)
     fitted: Any = learner
     if name == "learner" and config.distillation.teacher is not None:
         wanted = config.distillation
@@ -212,18 +234,25 @@ def _train_one(
     episodes = build_episodes(config, prepared)
     fitted.fit(episodes, epochs=config.training.epochs, callbacks=callbacks, verbose=verbose)
     fitted.load_weights(checkpoint.best_weights)
-    completed = config.zero_shot
-    if name == "learner" and (completed.items or completed.user_features):
-        learner = transfer.zero_shot(
-            learner,
-            prepared.split.train,
-            items=completed.items,
-            user_features=completed.user_features,
-            seed=config.seed,
-        )
+    if is_completed:
+        learner = _complete(config, learner, prepared.split.train)
     _write(run / f"{name}-history.json", json.dumps(checkpoint.history, indent=1))
     _save(learner, finished)
     return learner
+
+
+def _complete(config: Config, learner: MetaLearner, interactions: data.Interactions) -> MetaLearner:
+    """The learner with the prototypes that are configured."""
+    wanted = config.zero_shot
+    return transfer.zero_shot(
+        learner, interactions, items=wanted.items, user_features=wanted.user_features, seed=config.seed
+    )
+
+
+def _refuse_crossing(run: Path) -> None:
+    """A run across domains has another split: these users of one domain would be those it was trained on."""
+    if (run / "method").exists():
+        raise ValueError(f"{run} crosses domains: `tfmetarec transfer --run {run}` has its table.")
 
 
 def evaluate(
@@ -311,14 +340,18 @@ def _crossing_method(config: Config) -> transfer.CrossDomainMethod:
     """The configured method; one that trains a learner gets the configured one."""
     kind, options = transfer.method_class(config.transfer.method), dict(config.transfer.options)
     parameters = inspect.signature(kind).parameters
+    # A configured learner is compiled already, so that the method's own rate would be ignored.
+    known = [name for name in parameters if name not in ("learner", "learning_rate")]
     for name in options:
-        if name not in parameters or name == "learner":
-            known = [name for name in parameters if name != "learner"]
+        if name not in known:
             raise ConfigError(f"unknown key `transfer.options.{name}`; known: {', '.join(known)}.")
     if "learner" in parameters:
         options["learner"] = functools.partial(build_learner, config)
     for name in set(parameters) & {"teacher", "transfer"}:  # A method around another one.
-        options[name] = transfer.method_class(options.get(name, "joint_training"))()
+        inner = transfer.method_class(options.get(name, "joint_training"))
+        options[name] = inner(**({"seed": config.seed} if "seed" in inspect.signature(inner).parameters else {}))
+    if "seed" in parameters:
+        options.setdefault("seed", config.seed)
     with _naming_options("transfer.options", config.transfer.options):
         return kind(**options)
 
@@ -353,8 +386,14 @@ def new_items(run: Path, learner: MetaLearner, files: Sequence[Path] = ()) -> pl
         ValueError: if a file cannot be read, or its items do not fit the catalogue.
     """
     kept = run / NEW_ITEMS
-    assert learner.vocabulary is not None  # Every learner of a run has one.
-    frames = [learner.vocabulary.read_new_items(path) for path in [*([kept] if kept.exists() else []), *files]]
+    vocabulary = learner.vocabulary
+    assert vocabulary is not None  # Every learner of a run has one.
+    frames = [vocabulary.read_new_items(path) for path in files]
+    if kept.exists():
+        try:
+            frames.insert(0, vocabulary.read_new_items(kept))
+        except data.DataError as error:
+            raise ValueError(f"{kept} holds the items that were added before; edit or delete it: {error}") from error
     return pl.concat(frames, how="diagonal").unique("item_id", keep="last", maintain_order=True) if frames else None
 
 
@@ -375,6 +414,7 @@ def export_learner(
     wanted = config.export
     holdout = None
     if wanted.search != "exact" or wanted.weights != "float32":
+        _refuse_crossing(run)
         judged = config.evaluation
         holdout = export.Holdout(
             prepare(config).split.validation, judged.shots, judged.query, config.tasks.order, config.seed
@@ -440,14 +480,18 @@ def learners(config: Config, run: Path) -> dict[str, MetaLearner]:
     Raises:
         ValueError: if one is not finished.
     """
+    _refuse_crossing(run)
     learner = load_learner(run / "learner.keras")
     name = type(learner).__name__
     if config.distillation.teacher is not None:
-        name += " (distilled)"
+        name += ", distilled"
+    if config.zero_shot.items or config.zero_shot.user_features:
+        name += ", prototypes"
     if config.meta.rival is None:
         return {name: learner}
     rival = load_learner(run / "rival.keras")
-    return {type(rival).__name__: rival, name: learner}
+    rival_name = type(rival).__name__
+    return {rival_name if rival_name != name else f"{rival_name} (rival)": rival, name: learner}
 
 
 def load_learner(path: Path) -> MetaLearner:

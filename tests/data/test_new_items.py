@@ -53,6 +53,12 @@ def test_added_items_survive_saving_and_can_be_added_to(vocabulary, tmp_path):
     assert grown.catalogue["tags"][3:, 0].tolist() == [2, 1]
 
 
+def test_a_feature_that_no_new_item_has_says_nothing(vocabulary):
+    grown = vocabulary.with_items(pl.DataFrame({"item_id": [5], "tags": [None], "look": [None], "price": [4.0]}))
+    assert grown.catalogue["tags_length"].tolist() == [0, 2, 0, 0]
+    assert grown.catalogue["look"][3].tolist() == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".jsonl"])
 def test_files_of_every_format_say_the_same(vocabulary, tmp_path, suffix):
     path = tmp_path / f"new{suffix}"

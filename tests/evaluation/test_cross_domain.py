@@ -45,15 +45,22 @@ def means(table, learner, k):
     return dict(zip(chosen["metric"], chosen["mean"], strict=True))
 
 
-def test_a_list_is_ranked_over_the_target_without_what_the_source_showed():
+def test_a_list_is_ranked_over_the_target_alone():
     domains = Domains.of(interactions(SOURCE, "implicit"), interactions(TARGET, "implicit"))
     held_out = interactions([(3, 21, 1.0), (3, 22, 1.0)], "implicit")
-    best_first = Recording(domains, {20: 3.0, 21: 2.0, 22: 1.0})
-    table = cross_domain({"own": best_first}, domains, held_out, shots=(0, 3), top_k=1, floors=False)
-    # Without support the best item, 20, is shown, and it is not what user 3 met. With it 20 was met already: 21 is shown.
-    assert means(table, "own", 0) == {"recall@1": 0.0, "ndcg@1": 0.0, "hit_rate@1": 0.0, "mrr@1": 0.0}
-    assert means(table, "own", 3) == {"recall@1": 0.5, "ndcg@1": 1.0, "hit_rate@1": 1.0, "mrr@1": 1.0}
+    own = Recording(domains, {10: 9.0, 11: 9.0, 20: 1.0, 21: 3.0, 22: 2.0})  # 10 and 11 are of the source alone.
+    table = cross_domain({"own": own}, domains, held_out, shots=(0, 3), top_k=1, floors=False)
+    for k in (0, 3):
+        assert means(table, "own", k) == {"recall@1": 0.5, "ndcg@1": 1.0, "hit_rate@1": 1.0, "mrr@1": 1.0}
     assert table.notes[0] == "1 users, judged by 2 interactions with 3 items."
+
+
+def test_ratings_are_clipped_to_the_range_of_the_target():
+    source = interactions([(1, 10, 0.0), (2, 10, 9.0)], "explicit")
+    domains = Domains.of(source, interactions(TARGET, "explicit"))
+    own = Recording(domains, {20: 8.0})
+    found = cross_domain({"own": own}, domains, interactions([(3, 20, 4.0)], "explicit"), shots=(1,), floors=False)
+    assert means(found, "own", 1) == {"mae": 1.0, "rmse": 1.0}
 
 
 def test_ratings_are_judged_over_what_each_user_rated_clipped_to_the_range():

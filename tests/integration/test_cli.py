@@ -173,14 +173,39 @@ def test_a_learner_is_distilled_from_a_run_and_stands_beside_the_same_one_alone(
 ) -> None:
     here = {"monkeypatch": monkeypatch, "capsys": capsys, "where": run.parent}
     smaller = ("--set", "model.embedding_dim=4", "--set", "training.epochs=1", "--set", "zero_shot.items=true")
-    printed = said("distill", "small.yaml", "--teacher", "run", "--run", "little", *smaller, **here)
+    printed = said("distill", "small.yaml", "--teacher", "run", "--run", "little", "--set", "seed=1", *smaller, **here)
     assert "soft_loss" in printed
     config = yaml.safe_load((run.parent / "little" / "config.yaml").read_text())
     assert config["distillation"]["teacher"] == str(run)
     assert config["meta"]["rival"] == config["meta"]["algorithm"]
     found = experiment.learners(experiment.open_run(run.parent / "little"), run.parent / "little")
-    assert list(found) == ["MAML", "MAML (distilled)"]
-    assert type(found["MAML (distilled)"].model).__name__ == "WithPrototypes"
+    assert list(found) == ["MAML", "MAML, distilled, prototypes"]
+    assert type(found["MAML, distilled, prototypes"].model).__name__ == "WithPrototypes"
+
+
+def test_a_teacher_that_may_have_seen_the_students_test_users_is_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    here = {"monkeypatch": monkeypatch, "capsys": capsys, "where": run.parent, "code": 1}
+    printed = said("distill", "small.yaml", "--teacher", "run", "--set", "seed=2", **here)
+    assert "the teacher must have held out the same users: `seed` is 1 in " in printed
+    printed = said("train", "small.yaml", "--set", "distillation.alpha=0.9", **here)
+    assert "keys of `distillation` need a teacher" in printed
+
+
+def test_prototypes_that_cannot_be_are_refused_before_training(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    here = {"monkeypatch": monkeypatch, "capsys": capsys, "where": run.parent, "code": 1}
+    for wrong, message in (
+        ("zero_shot.user_features=[nonsense]", "`user_features` must be of ['segment']. Received: 'nonsense'"),
+        ("meta.algorithm=neural_process", "`user_features` cannot be for a NeuralProcess"),
+        ("model.kind=ranker", "`users` need a model that scores by a dot product"),
+    ):
+        groups = "zero_shot.user_features=[segment]"
+        printed = said("train", "small.yaml", "--run", "wrong", "--set", groups, "--set", wrong, **here)
+        assert message in printed
+        assert "Epoch" not in printed
 
 
 def test_what_was_done_in_one_domain_is_carried_to_another(
@@ -209,6 +234,7 @@ def test_what_was_done_in_one_domain_is_carried_to_another(
     assert {row["K"] for row in first} == {0, 5}
     assert "hierarchical transfer" in said("transfer", "--run", "run", "--metric", "rmse", **here)  # As it was fitted.
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["rows"] == first
+    assert "crosses domains" in said("evaluate", "run", **here, code=1)
     printed = said("transfer", "two.yaml", "--set", "transfer.options.iteration=3", **here, code=1)
     assert "unknown key `transfer.options.iteration`; known: iterations, noise_prior, gate_prior." in printed
 

@@ -53,6 +53,7 @@ def test_frozen_variables_do_not_move_in_the_target_and_others_do(shop):
     assert all(variable.trainable for variable in named_variables(method.learner.model).values())
 
 
+@pytest.mark.slow
 def test_what_was_frozen_moves_after_it_is_thawed(shop):
     watched = Watched()
     options = {"source_epochs": 1, "epochs": 2, "tasks_per_batch": 8, "support": (0, 4), "query": 3}

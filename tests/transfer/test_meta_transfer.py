@@ -18,6 +18,7 @@ def shop(**options):
 SMALL = {"support": (1, 5), "query": 4, "tasks_per_batch": 8}
 
 
+@pytest.mark.slow
 def test_a_learner_learns_to_cross():
     source, target = shop()
     cold = pl.col("user_id") < 20
@@ -64,6 +65,7 @@ def test_a_student_needs_a_teacher():
         DistilledTransfer().fit(Domains.of(source, target))
 
 
+@pytest.mark.slow
 def test_with_all_weight_on_the_teacher_the_student_says_what_the_teacher_says():
     source, target = shop(feedback="explicit")
     domains = Domains.of(source, target)

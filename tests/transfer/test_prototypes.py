@@ -121,21 +121,26 @@ def test_leaving_one_out_trusts_classes_that_tell_and_distrusts_those_that_do_no
     assert Prototypes.fit(noise, classes, shrinkage="leave_one_out").shrinkage > 100
 
 
-def test_shrinkage_by_leaving_one_out_is_the_best_of_a_loop_over_members():
+@pytest.mark.parametrize("weight", [np.ones(12), np.r_[40.0, np.linspace(0.5, 3.0, 11)]], ids=["alike", "one heavy"])
+def test_shrinkage_by_leaving_one_out_is_the_best_of_a_loop_over_members(weight):
     rng = np.random.default_rng(1)
     classes = np.array([1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3])
-    vectors = 0.7 * rng.normal(size=(4, 2))[classes] + rng.normal(size=(12, 2))
+    vectors = 5.0 + 0.7 * rng.normal(size=(4, 2))[classes] + rng.normal(size=(12, 2))
+
+    def mean_of(chosen):
+        return (weight[chosen, None] * vectors[chosen]).sum(0) / weight[chosen].sum()
 
     def error(shrinkage):
         total = 0.0
         for left in range(12):
             rest = np.arange(12) != left
             same = rest & (classes == classes[left])
-            whole, mean, count = vectors[rest].mean(0), vectors[same].mean(0), same.sum()
-            total += np.square(vectors[left] - whole - count / (count + shrinkage) * (mean - whole)).sum()
+            trust = weight[same].sum() / (weight[same].sum() + shrinkage)
+            foretold = mean_of(rest) + trust * (mean_of(same) - mean_of(rest))
+            total += weight[left] * np.square(vectors[left] - foretold).sum()
         return total
 
-    found = Prototypes.fit(vectors, classes, shrinkage="leave_one_out").shrinkage
+    found = Prototypes.fit(vectors, classes, weight=weight, shrinkage="leave_one_out").shrinkage
     assert error(found) == pytest.approx(min(error(each) for each in np.logspace(-2, 4, 61)), rel=1e-5)
 
 

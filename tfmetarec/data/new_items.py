@@ -57,6 +57,8 @@ def typed_new_items(
             "new items must have the column 'item_id', and rows. "
             f"Received: {items.height} rows, columns {items.columns}"
         )
+    # What is missing everywhere says nothing, and has no type to be checked.
+    items = items.select(column for column in items if column.name == "item_id" or column.null_count() < len(column))
     typed = pl.DataFrame(
         [typed_feature(items[name], feature, list_separator) for name, feature in features.items() if name in items]
     )

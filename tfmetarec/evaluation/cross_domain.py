@@ -30,10 +30,10 @@ def cross_domain(
     """Judges recommenders on users of whom they know nothing in the target, after K source interactions of each.
 
     A user's support is the last K of the source interactions (all where there are fewer), and the query everything the
-    user did in the target. With implicit feedback the target's catalogue less the support is ranked (recall, nDCG, hit
-    rate and MRR of the `top_k`); with explicit feedback the ratings are predicted (MAE and RMSE of each user, clipped
-    to the range of ratings). A recommender that has `median(state, item)` beside `score`, the prediction whose absolute
-    error is least, has its MAE judged by that.
+    user did in the target. With implicit feedback the target's catalogue is ranked (recall, nDCG, hit rate and MRR of
+    the `top_k`), also what the user met in the source, where items are in both; with explicit feedback the ratings are
+    predicted (MAE and RMSE of each user, clipped to the range of the target's ratings). A recommender that has
+    `median(state, item)` beside `score`, the prediction whose absolute error is least, has its MAE judged by that.
 
     Args:
         recommenders: by name; their items are rows of `domains.vocabulary`.
@@ -74,7 +74,7 @@ def cross_domain(
             for first in range(0, len(users.users), _BATCH):
                 part = _part(users, first)
                 state = recommender.adapt(_support(domains, part.users, k))
-                figures = judge(f"{name!r} at K={k}", recommender, state, domains, part, k, top_k, seed)
+                figures = judge(f"{name!r} at K={k}", recommender, state, domains, part, top_k, seed)
                 kept.append(pl.DataFrame({"learner": name, "K": k, "user_id": part.users, **figures}))
     per_user = pl.concat(kept)
     return ColdStartTable(summarized(per_user, confidence, seed), per_user, domains.feedback, tuple(notes), confidence)
@@ -98,38 +98,30 @@ def _support(domains: Domains, users: pl.Series, k: int) -> Support:
 
 
 def _judge_ranking(
-    who: str, recommender: Recommender, state: Any, domains: Domains, users: Judged, k: int, top_k: int, seed: int
+    who: str, recommender: Recommender, state: Any, domains: Domains, users: Judged, top_k: int, seed: int
 ) -> dict[str, np.ndarray]:
     rows = domains.target_rows
     scores = np.array(recommender.score(state, domains.candidates()), np.float32)
     _check_scores(who, scores, (len(users.users), len(rows)))
-    # Columns are places in `rows`, place 0 nothing: what was met in the source may stand in the target too.
+    # Columns are places in `rows`, from 1; place 0 is nothing.
     scores = np.concatenate([np.full((len(scores), 1), -np.inf, np.float32), scores], axis=1)
-    support = _support(domains, users.users, k)
-    met, relevant = (_places(rows, np.asarray(items)) for items in (support.item["item_id"], users.item))
-    length = users.real.sum(axis=1)
-    top = metrics.top_items(scores, top_k, exclude=met, exclude_length=np.asarray(support.length), seed=seed)
+    relevant, length = np.searchsorted(rows, users.item) + 1, users.real.sum(axis=1)
+    top = metrics.top_items(scores, top_k, seed=seed)
     names = {"recall": metrics.recall_at_k, "ndcg": metrics.ndcg_at_k, "hit_rate": metrics.hit_rate, "mrr": metrics.mrr}
     return {f"{name}@{top_k}": metric(top, relevant, length) for name, metric in names.items()}
 
 
 def _judge_ratings(
-    who: str, recommender: Recommender, state: Any, domains: Domains, users: Judged, k: int, top_k: int, seed: int
+    who: str, recommender: Recommender, state: Any, domains: Domains, users: Judged, top_k: int, seed: int
 ) -> dict[str, np.ndarray]:
     item = {name: value[users.item] for name, value in domains.vocabulary.catalogue.items()}
-    length, figures = users.real.sum(axis=1), {}
+    length, known, figures = users.real.sum(axis=1), domains.target_ratings.label, {}
     for metric, predict in (("mae", getattr(recommender, "median", recommender.score)), ("rmse", recommender.score)):
         predicted = np.array(predict(state, item), np.float32)
         _check_scores(who, predicted, users.item.shape)
-        clipped = np.clip(predicted, *domains.vocabulary.label_range)
+        clipped = np.clip(predicted, known.min(), known.max())
         figures[metric] = getattr(metrics, metric)(users.label, clipped, length)
     return figures
-
-
-def _places(rows: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """Places of `items` in the rising `rows`, from 1; 0 for what is not there."""
-    place = np.minimum(np.searchsorted(rows, items), len(rows) - 1)
-    return np.where(rows[place] == items, place + 1, 0)
 
 
 def _check_scores(who: str, scores: np.ndarray, wanted: tuple[int, ...]) -> None:

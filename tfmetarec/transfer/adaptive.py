@@ -50,7 +50,7 @@ class AdaptiveTransfer(CrossDomainMethod):
 
     What cannot prove itself stays out: unless the learned gate lowers the loss of validation users by more than
     `standard_errors` of the mean of their differences, it is shut, and the score is exactly what the target alone says.
-    It is so for a user without source interactions in any case. Half of the validation users choose the method's own
+    For a user without source interactions it is shut in any case. Half of the validation users choose the method's own
     settings and the other half the gate: on users that the method was tuned on, it would look better than it is.
 
     Args:
@@ -164,6 +164,7 @@ class AdaptiveTransfer(CrossDomainMethod):
         if item is None:
             item = {name: value[rows] for name, value in self._fitted("score").catalogue.items()}
         scores = np.asarray(self._transfer.score(state.transfer, item), np.float64)
+        scores = np.where(np.isfinite(scores), scores, state.centre[:, None])  # Of no item, which nobody may be shown.
         return (scores - state.centre[:, None]) / state.scale[:, None]
 
     def _save(self, folder: Path) -> None:

@@ -170,6 +170,8 @@ def fit_bridge(
             value = validation_loss()
             if value < best:
                 best, best_epoch, best_weights = value, epoch, model.get_weights()
-    if best_weights is not None:
+    if validation_loss is not None:
+        if best_weights is None:
+            raise ValueError("training diverged: no epoch has a finite loss on validation users")
         model.set_weights(best_weights)
     return best_epoch

@@ -8,6 +8,7 @@ Letters for shapes: `T` users, `S` support rows, `N` candidates, `I` items of bo
 """
 
 import ast
+import functools
 import importlib
 import json
 import os
@@ -452,6 +453,12 @@ def cross_domain(
 
 def available() -> dict[str, str]:
     """The names that `cross_domain` knows, each with one line about it."""
+    return dict(_found())
+
+
+@functools.cache
+def _found() -> dict[str, str]:
+    # Parsed, not imported: a list must not fail for one method's missing package.
     folder = Path(__file__).parent
     found = {}
     for module in pkgutil.iter_modules([str(folder)]):

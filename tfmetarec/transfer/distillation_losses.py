@@ -408,7 +408,7 @@ def function_config(name: str, given: Any) -> Any:
     """
     if not callable(given):
         return given
-    registered = keras.saving.get_registered_name(given)
+    registered = keras.saving.get_registered_name(given) if hasattr(given, "__name__") else type(given).__name__
     if keras.saving.get_registered_object(registered) is not given:
         raise ValueError(
             f"`{name}` can be saved if it is registered with `keras.saving.register_keras_serializable`. "

@@ -72,7 +72,8 @@ class DistilledTransfer(CrossDomainMethod):
     def _fit(self, domains: Domains, validation: Judged | None) -> None:
         self.learner = made_learner(self.make_learner, domains.vocabulary, self.learning_rate)
         distiller = Distiller(self.learner, self.teacher, alpha=self.alpha)
-        distiller.compile(self.learner.optimizer)
+        # The learner's own loss: it adapts by it, and the hard loss is its outer one.
+        distiller.compile(self.learner.optimizer, loss=getattr(self.learner, "task_loss", None))
         episodes = crossing_episodes(self, domains)
         self.chosen_epochs = train(
             self, self.learner, episodes, self.epochs, validation, self.chosen_epochs, trainer=distiller

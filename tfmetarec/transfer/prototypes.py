@@ -423,7 +423,7 @@ def _foretelling_shrinkage(
     count = np.asarray(means.count)[rows][:, None]
     others = np.maximum(count - own, 0.0)
     total = float(weight.sum())
-    whole = (_weighted_mean(vectors, weight) * total - own * vectors[member]) / max(total - float(own.max()), 1e-12)
+    whole = (_weighted_mean(vectors, weight) * total - own * vectors[member]) / np.maximum(total - own, 1e-12)
     sums = np.asarray(means.mean)[rows] * count - own * vectors[member]
     mean = np.where(others > 1e-9, sums / np.maximum(others, 1e-9), whole)
     tried = np.logspace(-2, 4, 61)

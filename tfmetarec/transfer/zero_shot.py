@@ -291,6 +291,11 @@ def _around(learner: Any, model: keras.Model) -> Any:
     old = [variable for variable in learner.variables if id(variable) not in of_model]
     new = [variable for variable in made.variables if id(variable) not in of_new]
     for variable, value in zip(new, old, strict=True):
+        if variable.shape != value.shape:
+            raise ValueError(
+                f"`user_features` cannot be for a {type(learner).__name__}, which has learned weights of its own for "
+                "user encodings: with groups these are wider."
+            )
         variable.assign(value)
     made.compile_from_config(learner.get_compile_config())  # Adapting follows the loss.
     return made
