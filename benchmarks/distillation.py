@@ -1,22 +1,19 @@
 """A large teacher, a small student: what distillation keeps, and what it costs to serve.
 
-Complete Journey, and MovieLens-1M made implicit (every rating is a choice, whatever it says). Users are held out
-whole; of a held-out user the first K items in time are the support, the 21st to 40th are what is judged, and the whole
-catalogue less the support is ranked. The teacher is a wide `Sequence`; the student is a narrow one. `student alone`
-trains as the teacher does, in the better of several settings. The distilled students train on what the teacher says of
-all items of the catalogue after random supports of training users, and (where `alpha` is less than 1) on the labels of
-the queries. The `keras.distillation` student has Keras's own `Distiller`, the same teacher, supports and catalogue,
-and one query item of each user as its label.
+Complete Journey, and MovieLens-1M made implicit (every rating is a choice, whatever it says). Users are held out whole;
+of a held-out user the first K items in time are the support, the 21st to 40th are what is judged, and the whole
+catalogue less the support is ranked. The teacher is a wide `Sequence`, the student a narrow one. `student alone` is
+the best of four: trained on windows, as the teacher is, or on episodes, as the distilled students are, with weak or
+strong regularisation. The distilled students train on what the teacher says of all items after random supports of
+training users and, where `alpha` is less than 1, on the labels of the queries. The `keras.distillation` student has
+Keras's own `Distiller`, the same teacher, supports and catalogue, and one query item of each user as its label.
 
-The columns: nDCG@20 after K items on test users; `mean`, over users and K; `over alone`, the mean difference from the
-student alone, between `low` and `high` (paired bootstrap over users); `of teacher`, the mean as a share of the
-teacher's; `validation`, the mean on validation users, on which the epoch of every row and the settings of the student
-alone were chosen. The targets are for the distilled student that is best on validation users. Test users are judged
-once.
-
-The second table: both are exported as SavedModels that answer with the same top 20 of the whole catalogue, and run in
-the TF1 session that a server's loader resembles. Calls are interleaved; times are medians, `ratio` is that of the
-medians.
+The first table of each data set: nDCG@20 after K items on test users, its mean over users and K, and that mean on
+validation users, on which everything was chosen: the epoch of every row, the setting of the student alone, and the
+distilled student (*) that the targets are for. Test users are judged once. The second: what each row gains over the
+student alone, between `low` and `high` (paired bootstrap over users), and its share of the teacher's mean. The third:
+teacher and student, exported as SavedModels that answer with the same top 20 of the whole catalogue, in the TF1 session
+that a server's loader resembles. Calls are interleaved; times are medians, and `ratio` is that of the medians.
 """
 
 import logging
@@ -56,7 +53,7 @@ SHOTS, QUERY, TOP_K = (5, 10, 20), 20, 20
 MIN_ITEM_USERS = 10
 TEACHER = {"embedding_dim": 192, "blocks": 2, "heads": 4, "max_length": 20}
 STUDENT = {"embedding_dim": 16, "blocks": 1, "heads": 1, "max_length": 20}
-# The teacher's were chosen on validation users before; the student alone has both, and the better one is kept.
+# The teacher's was chosen on validation users before; the student alone has both, and the better one is kept.
 REGULARIZED = {
     "strong": {"dropout": 0.3, "id_dropout": 0.5, "weight_decay": 0.05},
     "weak": {"dropout": 0.1, "id_dropout": 0.1, "weight_decay": 0.01},
@@ -168,9 +165,14 @@ def judged(recommenders: dict[str, Any], part: Interactions, case: Problem, **op
     )
 
 
+def metric_of(table: ColdStartTable) -> str:
+    """nDCG by its full name: a small catalogue has shorter lists."""
+    return next(column for column in table.per_user.columns if column.startswith("ndcg"))
+
+
 def by_user(table: ColdStartTable, name: str) -> np.ndarray:
     """nDCG of each user, the mean over K."""
-    metric = next(column for column in table.per_user.columns if column.startswith("ndcg"))
+    metric = metric_of(table)
     own = table.per_user.filter(pl.col("learner") == name)
     return own.group_by("user_id").agg(pl.col(metric).mean()).sort("user_id")[metric].to_numpy()
 
@@ -227,7 +229,7 @@ def on_windows(
     model.compile(optimizer(kind, decay, epochs * steps))
     best = Best(model, case)
     model.fit(windows, epochs=epochs, callbacks=[best], verbose=0)
-    return best.trained(regularized)
+    return best.trained(f"on windows, {regularized}")
 
 
 class Encoded:
@@ -264,34 +266,36 @@ def ways(teacher: int, seed: int) -> dict[str, dict[str, Any]]:
 
     hints = FeatureHints(teacher + 1, of_student, of_teacher, weight=0.1, seed=seed)
     return {
-        "softmax KL, T=1": {"soft_loss": SoftmaxSoftLabels(1.0), "alpha": 1.0},
-        "softmax KL, T=2": {"soft_loss": SoftmaxSoftLabels(2.0), "alpha": 1.0},
-        "softmax KL, T=1, alpha .7": {"soft_loss": SoftmaxSoftLabels(1.0), "alpha": 0.7},
-        "softmax KL, T=1, alpha .3": {"soft_loss": SoftmaxSoftLabels(1.0), "alpha": 0.3},
-        "softmax KL, T=1, hints": {"soft_loss": SoftmaxSoftLabels(1.0), "alpha": 1.0, "hints": hints},
+        "softmax KL, T=1, alpha 1": {"soft_loss": SoftmaxSoftLabels(1.0), "alpha": 1.0},
+        "softmax KL, T=2, alpha 1": {"soft_loss": SoftmaxSoftLabels(2.0), "alpha": 1.0},
+        "softmax KL, T=1, alpha .2": {"soft_loss": SoftmaxSoftLabels(1.0), "alpha": 0.2},
+        "the same, with hints, alpha .5": {"soft_loss": SoftmaxSoftLabels(1.0), "alpha": 0.5, "hints": hints},
         "binary soft labels, alpha .5": {"soft_loss": BinarySoftLabels(1.0), "alpha": 0.5},
         "ranking distillation, alpha .5": {"soft_loss": RankingDistillation(20), "alpha": 0.5},
         "relaxed ranking, alpha .5": {"soft_loss": RelaxedRanking(20), "alpha": 0.5},
+        "softmax KL, T=1, alpha .5": {"soft_loss": SoftmaxSoftLabels(1.0), "alpha": 0.5},
     }
+
+
+NO_TEACHER = {"alpha": 0.0, "candidates": "episode"}
 
 
 def episodes(case: Problem, steps: int, seed: int) -> tmr.tasks.Episodes:
     return tmr.tasks.user_episodes(case.split.train, case.vocabulary, **EPISODES, steps_per_epoch=steps, seed=seed)
 
 
-def student(case: Problem, seed: int) -> SequenceModel:
-    """A fresh student. Soft labels are regularisation enough."""
-    return SequenceModel(case.vocabulary, **STUDENT, dropout=0.0, id_dropout=0.0, seed=seed)
-
-
-def distilled(case: Problem, teacher: Encoded, way: dict[str, Any], epochs: int, steps: int, seed: int) -> Trained:
-    """A student of our `Distiller`."""
-    learner = student(case, seed)
-    distiller = Distiller(learner, teacher, candidates="catalogue", **way)
-    distiller.compile(optimizer("student", 0.0, epochs * steps))
+def distilled(
+    case: Problem, teacher: Encoded, way: dict[str, Any], regularized: str | None, epochs: int, steps: int, seed: int
+) -> Trained:
+    """A student of our `Distiller`. Soft labels are regularisation enough, if they are there."""
+    chosen = {"dropout": 0.0, "id_dropout": 0.0, **REGULARIZED.get(regularized, {})}
+    decay = chosen.pop("weight_decay", 0.0)
+    learner = SequenceModel(case.vocabulary, **STUDENT, **chosen, seed=seed)
+    distiller = Distiller(learner, teacher, **{"candidates": "catalogue", **way})
+    distiller.compile(optimizer("student", decay, epochs * steps))
     best = Best(learner, case)
     distiller.fit(episodes(case, steps, seed), epochs=epochs, callbacks=[best], verbose=0)
-    return best.trained()
+    return best.trained(f"on episodes, {regularized}")
 
 
 class Lists(keras.Model):
@@ -316,7 +320,7 @@ class Lists(keras.Model):
 
 def distilled_by_keras(case: Problem, teacher: Encoded, epochs: int, steps: int, seed: int) -> Trained:
     """A student of `keras.distillation`, with half of the weight on the label, its default."""
-    learner = student(case, seed)
+    learner = SequenceModel(case.vocabulary, **STUDENT, dropout=0.0, id_dropout=0.0, seed=seed)
     distiller = keras.distillation.Distiller(
         teacher=Lists(teacher.model, teacher.items),
         student=Lists(learner),
@@ -389,87 +393,81 @@ def timed(case: Problem, models: dict[str, SequenceModel], turns: int, seed: int
 # -- the story -------------------------------------------------------------------------------------------------
 
 
-def compare(
-    case: Problem, budget: Budget, seed: int, console: Console
-) -> tuple[report.Rows, report.Rows, dict[str, float]]:
-    """Everything about one data set: rows of quality, rows of speed, and what the targets are about."""
+def train_all(case: Problem, budget: Budget, seed: int, console: Console) -> tuple[dict[str, Trained], str]:
+    """The teacher and every student of one data set, and which distilled one validation users like best."""
     epochs, steps = budget.epochs, budget.steps
 
-    def train(name: str, function: Callable, *arguments: Any) -> Trained:
+    def train(name: str, function: Callable[..., Trained], *arguments: Any) -> Trained:
         start = time.perf_counter()
-        found = function(*arguments, steps, seed)
+        found = function(case, *arguments, steps, seed)
         seconds = time.perf_counter() - start
         console.print(f"  {name}: {found.validation:.4f} on validation users, {seconds:.0f} s", highlight=False)
         return found
 
-    regularized = ("strong",) if budget.quick else tuple(REGULARIZED)
-    trained = {"teacher": train("teacher", on_windows, case, TEACHER, case.teacher, "teacher", epochs["teacher"])}
-    alone = [
-        train(f"student alone, {name}", on_windows, case, STUDENT, name, "student", epochs["alone"])
-        for name in regularized
-    ]
-    trained["student alone"] = max(alone, key=lambda one: one.validation)
+    trained = {"teacher": train("teacher", on_windows, TEACHER, case.teacher, "teacher", epochs["teacher"])}
     teacher = Encoded(trained["teacher"].recommender)
+    alone = []
+    for name in ("weak",) if budget.quick else REGULARIZED:
+        alone += [
+            train(f"student alone on windows, {name}", on_windows, STUDENT, name, "student", epochs["alone"]),
+            train(f"student alone on episodes, {name}", distilled, teacher, NO_TEACHER, name, epochs["alone"]),
+        ]
+    trained["student alone"] = max(alone, key=lambda one: one.validation)
     compared = ways(TEACHER["embedding_dim"], seed)
     if budget.quick:
-        compared = {name: compared[name] for name in list(compared)[:1]}
+        compared = dict(list(compared.items())[-1:])
     for name, way in compared.items():
-        trained[name] = train(name, distilled, case, teacher, way, epochs["distilled"])
-    chosen = max(compared, key=lambda name: trained[name].validation)
-    trained["keras.distillation"] = train("keras.distillation", distilled_by_keras, case, teacher, epochs["distilled"])
-
-    recommenders = {name: one.recommender for name, one in trained.items()}
-    table = judged(recommenders, case.split.test, case, train=case.split.train, seed=seed)
-    rows = quality(case, table, trained, chosen)
-    models = {"teacher": recommenders["teacher"], "student": recommenders[chosen]}
-    of = {row["learner"].removesuffix(CHOSEN): row for row in rows}
-    speed = timed(case, models, budget.turns, seed)
-    figures = {
-        "the lower end of its gain over the student alone": of[chosen]["low"],
-        "its share of the teacher's nDCG@20": of[chosen]["of_teacher"],
-        "its share of the teacher's parameters": of[chosen]["parameters"] / of["teacher"]["parameters"],
-        f"how much faster it answers {TARGET_BATCH} users": next(
-            r["ratio"] for r in speed if r["users"] == TARGET_BATCH
-        ),
-    }
-    return rows, speed, figures
+        trained[name] = train(name, distilled, teacher, way, None, epochs["distilled"])
+    trained["keras.distillation"] = train("keras.distillation", distilled_by_keras, teacher, epochs["distilled"])
+    return trained, max(compared, key=lambda name: trained[name].validation)
 
 
-CHOSEN = " *"
-
-
-def quality(case: Problem, table: ColdStartTable, trained: dict[str, Trained], chosen: str) -> report.Rows:
-    """A row for each recommender of the table; `chosen` is marked."""
-    metric = next(column for column in table.per_user.columns if column.startswith("ndcg"))
-    alone, teacher = by_user(table, "student alone"), by_user(table, "teacher").mean()
+def quality(table: ColdStartTable, trained: dict[str, Trained]) -> report.Rows:
+    """nDCG on test users, a row for each recommender."""
+    metric = metric_of(table)
     rows: report.Rows = []
     for name in table.per_user["learner"].unique(maintain_order=True):
         own = table.per_user.filter(pl.col("learner") == name)
-        each = by_user(table, name)
-        gain = paired_bootstrap(each, alone)
-        model = trained[name].recommender if name in trained else None
-        rows.append(
-            {
-                "learner": name + (CHOSEN if name == chosen else ""),
-                **{f"K={k}": float(own.filter(pl.col("K") == k)[metric].to_numpy().mean()) for k in SHOTS},
-                "mean": float(each.mean()),
-                "over_alone": gain.mean,
-                "low": gain.low,
-                "high": gain.high,
-                "of_teacher": float(each.mean() / teacher),
-                "validation": trained[name].validation if name in trained else None,
-                "parameters": None if model is None else int(model.count_params()),
-            }
-        )
+        one = trained.get(name)
+        row: dict[str, Any] = {"learner": name}
+        row |= {f"K={k}": float(own.filter(pl.col("K") == k)[metric].to_numpy().mean()) for k in SHOTS}
+        row |= {"mean": float(by_user(table, name).mean()), "validation": None, "parameters": None}
+        if one is not None:
+            row |= {"validation": one.validation, "parameters": int(one.recommender.count_params())}
+        rows.append(row)
     return rows
 
 
-BOUNDS = (
-    ("the lower end of its gain over the student alone", "at least", 0.0),
-    ("its share of the teacher's nDCG@20", "at least", 0.97),
-    ("its share of the teacher's parameters", "at most", 0.1),
-    (f"how much faster it answers {TARGET_BATCH} users", "at least", 5.0),
-)
+def gains(table: ColdStartTable, seed: int) -> report.Rows:
+    """What each recommender gains over the student alone, with an interval over users."""
+    alone, teacher = by_user(table, "student alone"), by_user(table, "teacher").mean()
+    rows: report.Rows = []
+    for name in table.per_user["learner"].unique(maintain_order=True):
+        own = by_user(table, name)
+        gain = paired_bootstrap(own, alone, seed=seed)
+        row = {"learner": name, "over_alone": gain.mean, "low": gain.low, "high": gain.high}
+        rows.append({**row, "of_teacher": float(own.mean() / teacher)})
+    return rows
+
+
+def held_to(chosen: str, rows: report.Rows, gained: report.Rows, speed: report.Rows) -> dict[str, float]:
+    """The figures that the targets are about, of the `chosen` distilled student."""
+    sizes = {row["learner"]: row["parameters"] for row in rows}
+    own = next(row for row in gained if row["learner"] == chosen)
+    return {
+        "gain over the student alone, lower end": own["low"],
+        "share of the teacher's nDCG@20": own["of_teacher"],
+        "share of the teacher's parameters": sizes[chosen] / sizes["teacher"],
+        f"times faster with {TARGET_BATCH} users": next(row["ratio"] for row in speed if row["users"] == TARGET_BATCH),
+    }
+
+
+BOUNDS = {
+    "gain over the student alone, lower end": ("at least", 0.0),
+    "share of the teacher's nDCG@20": ("at least", 0.97),
+    "share of the teacher's parameters": ("at most", 0.1),
+    f"times faster with {TARGET_BATCH} users": ("at least", 5.0),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -477,33 +475,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = report.console()
     tf.get_logger().setLevel(logging.ERROR)  # It takes the first trace of each model for retracing one function.
     folder = options.data or (ML_1M if ML_1M.exists() else None)
-    if folder is None:
-        console.print("MovieLens-1M is left out: there is no folder with it, and no `--data`.")
-    elif options.quick:
-        console.print("MovieLens-1M is left out of a quick run.")
+    if folder is None or options.quick:
+        console.print(f"MovieLens-1M is left out: {'a quick run' if options.quick else 'no folder, no `--data`'}.")
     budget = Budget(EPOCHS, STEPS, TURNS, False)
     if options.quick:
         budget = Budget(dict.fromkeys(EPOCHS, 1), 4, 10, True)
-    figures: dict[str, report.Rows] = {}
-    seen: dict[tuple[str, str], list[float]] = {}
     runs: dict[str, list[report.Rows]] = {}
+    seen: dict[str, list[float]] = {}
     for seed in range(options.seeds):
         for case in problems(folder, seed, options.quick):
             console.print(f"seed {seed}, {case.name}: {case.vocabulary.n_items - 1:,} items", highlight=False)
-            rows, speed, about = compare(case, budget, seed, console)
-            runs.setdefault(f"nDCG@{TOP_K} on test users, {case.name} (* chosen on validation users)", []).append(rows)
-            runs.setdefault(f"exported graphs, {case.name}", []).append(speed)
-            for name, value in about.items():
-                seen.setdefault((case.name, name), []).append(value)
-    for title, all_rows in runs.items():
-        figures[title] = _merged(all_rows)
-    targets = [
-        report.Target(f"{data}: {name}", median(seen[data, name]), rule, bound)
-        for data in dict.fromkeys(data for data, _ in seen)
-        for name, rule, bound in BOUNDS
-    ]
+            trained, chosen = train_all(case, budget, seed, console)
+            recommenders = {name: one.recommender for name, one in trained.items()}
+            table = judged(recommenders, case.split.test, case, train=case.split.train, seed=seed)
+            rows, gained = quality(table, trained), gains(table, seed)
+            speed = timed(
+                case, {"teacher": recommenders["teacher"], "student": recommenders[chosen]}, budget.turns, seed
+            )
+            chosen_rows = [{"seed": seed, "alone": trained["student alone"].settings, "distilled": chosen}]
+            for title, found in (
+                (f"{case.name}: nDCG@{TOP_K} on test users", rows),
+                (f"{case.name}: gains over the student alone", gained),
+                (f"{case.name}: exported graphs", speed),
+                (f"{case.name}: chosen on validation users, seed {seed}", chosen_rows),
+            ):
+                runs.setdefault(title, []).append(found)
+            for name, value in held_to(chosen, rows, gained, speed).items():
+                seen.setdefault(f"{case.name}: {name}", []).append(value)
+    # Medians over seeds, as elsewhere.
+    figures = {title: [report.merged(list(same)) for same in zip(*found, strict=True)] for title, found in runs.items()}
+    targets = [report.Target(name, median(found), *BOUNDS[name.split(": ")[1]]) for name, found in seen.items()]
     config = {
-        "data": sorted({data for data, _ in seen}),
+        "data": [case.split(": ")[0] for case in figures if case.endswith("exported graphs")],
         "min_item_users": MIN_ITEM_USERS,
         "shots": SHOTS,
         "query": QUERY,
@@ -519,15 +522,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "turns": budget.turns,
     }
     return report.finish(options, config=config, figures=figures, targets=targets, console=console)
-
-
-def _merged(runs: list[report.Rows]) -> report.Rows:
-    """The rows of all seeds as one set: medians. The chosen row may be another one for each seed."""
-    plain = [
-        [{**row, "learner": row["learner"].removesuffix(CHOSEN)} if "learner" in row else row for row in rows]
-        for rows in runs
-    ]
-    return runs[0] if len(runs) == 1 else [report.merged(list(same)) for same in zip(*plain, strict=True)]
 
 
 if __name__ == "__main__":

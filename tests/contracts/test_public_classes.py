@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import pkgutil
+from dataclasses import replace
 
 import keras
 import pytest
@@ -36,7 +37,7 @@ def keras_classes():
 def example(kind):
     """An instance of `kind`, its required arguments filled in by name and the others left alone."""
     filled = {
-        "vocabulary": SPECS,
+        "vocabulary": replace(SPECS, feedback="implicit") if kind.__name__ == "Sequence" else SPECS,
         "specs": SPECS.item if kind.__name__ == "ItemEncoder" else SPECS.user[1:],
         "input_dim": 5,
         "output_dim": 3,

@@ -200,7 +200,7 @@ def test_prototypes_that_cannot_be_are_refused_before_training(
     for wrong, message in (
         ("zero_shot.user_features=[nonsense]", "`user_features` must be of ['segment']. Received: 'nonsense'"),
         ("meta.algorithm=neural_process", "`user_features` cannot be for a NeuralProcess"),
-        ("model.kind=ranker", "`users` need a model that scores by a dot product"),
+        ("model.kind=ranker", "a model that scores by a dot product"),
     ):
         groups = "zero_shot.user_features=[segment]"
         printed = said("train", "small.yaml", "--run", "wrong", "--set", groups, "--set", wrong, **here)

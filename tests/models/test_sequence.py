@@ -405,8 +405,8 @@ def test_options_out_of_range_are_refused(implicit, options, message):
 
 
 def test_explicit_feedback_is_refused(explicit):
-    with pytest.raises(ValueError, match="`vocabulary` must be of implicit feedback"):
-        Sequence(explicit.vocabulary)
+    with pytest.raises(ValueError, match="a sequence model trains on choices, and its vocabulary is of explicit"):
+        Sequence(explicit.vocabulary, 8).compile()
 
 
 def test_another_loss_and_metrics_are_refused(implicit):

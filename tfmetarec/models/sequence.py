@@ -12,7 +12,6 @@ from keras import ops
 from tfmetarec.data.vocabulary import FeatureSpecs, Vocabulary
 from tfmetarec.models.features import FeatureEncoder, ItemEncoder, resolve_specs
 from tfmetarec.models.two_tower import check_options
-from tfmetarec.optimizers.row_sparse import RowSparseOptimizer
 from tfmetarec.tasks.episode import Episode, Features, Support
 from tfmetarec.tasks.windows import Window, Windows
 
@@ -105,7 +104,7 @@ class Sequence(keras.Model):
         seed: int, of all initial weights and dropout.
 
     Raises:
-        ValueError: for an option out of range, or explicit feedback.
+        ValueError: for an option out of range.
 
     Example:
     >>> import tfmetarec as tmr
@@ -144,8 +143,6 @@ class Sequence(keras.Model):
                 f"`embedding_dim` must be a multiple of `heads`. Received: embedding_dim={embedding_dim}, heads={heads}"
             )
         self.specs = resolve_specs(vocabulary)
-        if self.specs.feedback != "implicit":
-            raise ValueError("`vocabulary` must be of implicit feedback: a sequence is of choices. Received: explicit")
         self.vocabulary = vocabulary if isinstance(vocabulary, Vocabulary) else None
         self.embedding_dim, self.blocks, self.heads, self.max_length = embedding_dim, blocks, heads, max_length
         self.item_hidden, self.dropout, self.id_dropout, self.seed = tuple(item_hidden), dropout, id_dropout, seed
@@ -320,9 +317,11 @@ class Sequence(keras.Model):
             **kwargs: `run_eagerly`, `steps_per_execution`, `jit_compile` (off by default), as Keras takes them.
 
         Raises:
-            ValueError: for another loss, or metrics, which no list of candidates is there for; judge the model with
-                `tfmetarec.evaluation`.
+            ValueError: for explicit feedback, another loss, or metrics: there is no list of candidates that they could
+                be of, so judge the model with `tfmetarec.evaluation`.
         """
+        if self.feedback != "implicit":
+            raise ValueError("a sequence model trains on choices, and its vocabulary is of explicit feedback.")
         loss = loss or LOSSES[0]
         if loss not in LOSSES:
             raise ValueError(f"`loss` must be one of {', '.join(map(repr, LOSSES))}. Received: loss={loss!r}")
@@ -351,8 +350,8 @@ class Sequence(keras.Model):
         with tf.GradientTape() as tape:
             loss = self._loss(window, training=True)
         gradients = tape.gradient(loss, [variable.value for variable in self.trainable_variables])
-        if not isinstance(self.optimizer, RowSparseOptimizer):
-            # Keras's optimizers visit every row anyway, and square what a row met several times one by one.
+        if not hasattr(self.optimizer, "update_rows"):
+            # No row-sparse one: Keras's visit every row anyway, and square what a row met several times one by one.
             gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         self.loss_tracker.update_state(loss)

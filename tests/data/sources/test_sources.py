@@ -24,7 +24,7 @@ def test_a_source_is_loaded_by_name_with_its_options():
 
 def test_an_unknown_source_is_met_with_the_nearest_and_the_list():
     message = (
-        "`name` must be one of completejourney, files, movielens, synthetic; "
+        "`name` must be one of completejourney, douban_cdr, files, movielens, synthetic; "
         "the nearest name is 'movielens'. Received: name='movie_lens'"
     )
     with pytest.raises(DataError, match=re.escape(message)):
