@@ -34,11 +34,12 @@ class TwoFactorisations:
             self.items[:, -1] = 1
 
     @classmethod
-    def fitted(cls, domains: Domains, factors: int, seed: int) -> "TwoFactorisations":
-        """Factorises both domains."""
+    def fitted(cls, domains: Domains, factors: int, regularization: float | None, seed: int) -> "TwoFactorisations":
+        """Factorises both domains; a regularization of `None` is the factorisation's own default."""
+        given = {} if regularization is None else {"regularization": regularization}
         kind = BiasedMF if domains.feedback == "explicit" else ImplicitALS
         parts = (domains.source_ratings, domains.target_ratings)
-        source, target = (kind(factors, seed=seed).fit(part) for part in parts)
+        source, target = (kind(factors, seed=seed, **given).fit(part) for part in parts)
         popularity = np.bincount(domains.target_ratings.item, minlength=domains.vocabulary.n_items)
         return cls(source, target, popularity.astype(np.float32))
 
@@ -162,9 +163,7 @@ def fit_bridge(
     best, best_epoch, best_weights = np.inf, chosen, None
     for epoch in range(1, (method.epochs if validation_loss is not None else chosen or method.epochs) + 1):
         order = rng.permutation(n_users)
-        for start in range(
-            0, n_users - size + 1, size
-        ):  # The few users of a last, smaller batch wait for the next epoch.
+        for start in range(0, n_users - size + 1, size):  # The few users of a last, smaller batch wait an epoch.
             step(tf.constant(order[start : start + size]))
         if validation_loss is not None:
             value = validation_loss()

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfmetarec.models.baselines.base import above
 from tfmetarec.tasks.episode import Features, Support
 from tfmetarec.transfer.bridges import BridgedDomains, TwoFactorisations, fit_bridge
 from tfmetarec.transfer.cross_domain import CrossDomainMethod, Domains, Judged
@@ -55,6 +56,7 @@ class EMCDR(CrossDomainMethod):
         factors: int, at least 1. Dimensions of both factorisations. Defaults to 16.
         hidden: int, at least 0. Hidden units of the map; 0 makes it linear, as the paper's first variant. Defaults to
         32.
+        regularization: float, greater than 0, of both factorisations; `None` for their own default. Defaults to `None`.
         epochs: int, at least 1. The most that are tried where there are validation users, else how many. Defaults to
         50.
         learning_rate: float, greater than 0. Of Adam. Defaults to 0.005.
@@ -71,6 +73,7 @@ class EMCDR(CrossDomainMethod):
         factors: int = 16,
         hidden: int = 32,
         *,
+        regularization: float | None = None,
         epochs: int = 50,
         learning_rate: float = 0.005,
         batch_size: int = 64,
@@ -81,14 +84,15 @@ class EMCDR(CrossDomainMethod):
             raise ValueError(f"`hidden` must be at least 0. Received: hidden={hidden}")
         self.factors, self.hidden, self.epochs, self.learning_rate = factors, hidden, epochs, learning_rate
         self.batch_size, self.seed = batch_size, seed
+        self.regularization = None if regularization is None else above("regularization", regularization, 0)
         self.chosen_epochs: int | None = None
 
     def get_config(self) -> dict[str, Any]:
-        names = ("factors", "hidden", "epochs", "learning_rate", "batch_size", "seed")
+        names = ("factors", "hidden", "regularization", "epochs", "learning_rate", "batch_size", "seed")
         return {name: getattr(self, name) for name in names}
 
     def _fit(self, domains: Domains, validation: Judged | None) -> None:
-        self.factorisations = TwoFactorisations.fitted(domains, self.factors, self.seed)
+        self.factorisations = TwoFactorisations.fitted(domains, self.factors, self.regularization, self.seed)
         bridged = BridgedDomains.of(domains, self.factorisations)
         self.map = VectorMap(self.factorisations.width, self.hidden, self.seed)
 

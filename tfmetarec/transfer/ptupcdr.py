@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from tfmetarec.models.baselines.base import above
 from tfmetarec.tasks.episode import Features, Support
 from tfmetarec.transfer.bridges import BridgedDomains, TwoFactorisations, fit_bridge
 from tfmetarec.transfer.cross_domain import CrossDomainMethod, Domains, Judged
@@ -85,6 +86,7 @@ class PTUPCDR(CrossDomainMethod):
     Args:
         factors: int, at least 1. Dimensions of both factorisations. Defaults to 16.
         hidden: int, at least 1. Hidden units of the attention and of the meta network. Defaults to 32.
+        regularization: float, greater than 0, of both factorisations; `None` for their own default. Defaults to `None`.
         epochs: int, at least 1. The most that are tried where there are validation users, else how many. Defaults to
         20.
         learning_rate: float, greater than 0. Of Adam. Defaults to 0.002.
@@ -102,6 +104,7 @@ class PTUPCDR(CrossDomainMethod):
         factors: int = 16,
         hidden: int = 32,
         *,
+        regularization: float | None = None,
         epochs: int = 20,
         learning_rate: float = 0.002,
         batch_size: int = 32,
@@ -119,14 +122,15 @@ class PTUPCDR(CrossDomainMethod):
         )
         self.factors, self.hidden, self.epochs, self.learning_rate = factors, hidden, epochs, learning_rate
         self.batch_size, self.longest, self.seed = batch_size, longest, seed
+        self.regularization = None if regularization is None else above("regularization", regularization, 0)
         self.chosen_epochs: int | None = None
 
     def get_config(self) -> dict[str, Any]:
-        names = ("factors", "hidden", "epochs", "learning_rate", "batch_size", "longest", "seed")
+        names = ("factors", "hidden", "regularization", "epochs", "learning_rate", "batch_size", "longest", "seed")
         return {name: getattr(self, name) for name in names}
 
     def _fit(self, domains: Domains, validation: Judged | None) -> None:
-        both = self.factorisations = TwoFactorisations.fitted(domains, self.factors, self.seed)
+        both = self.factorisations = TwoFactorisations.fitted(domains, self.factors, self.regularization, self.seed)
         bridged = BridgedDomains.of(domains, both)
         self.bridge = PersonalBridge(both.width, self.hidden, self.seed)
         item, length = self._last(bridged.support)
