@@ -339,7 +339,7 @@ def cross(config: Config, run: Path, crossing: Crossing) -> transfer.CrossDomain
 def _crossing_method(config: Config) -> transfer.CrossDomainMethod:
     """The configured method; one that trains a learner gets the configured one."""
     kind, options = transfer.method_class(config.transfer.method), dict(config.transfer.options)
-    parameters = inspect.signature(kind).parameters
+    parameters = _parameters(kind)
     # A configured learner is compiled already, so that the method's own rate would be ignored.
     known = [name for name in parameters if name not in ("learner", "learning_rate")]
     for name in options:
@@ -349,7 +349,7 @@ def _crossing_method(config: Config) -> transfer.CrossDomainMethod:
         options["learner"] = functools.partial(build_learner, config)
     for name in set(parameters) & {"teacher", "transfer"}:  # A method around another one.
         inner = transfer.method_class(options.get(name, "joint_training"))
-        options[name] = inner(**({"seed": config.seed} if "seed" in inspect.signature(inner).parameters else {}))
+        options[name] = inner(**({"seed": config.seed} if "seed" in _parameters(inner) else {}))
     if "seed" in parameters:
         options.setdefault("seed", config.seed)
     with _naming_options("transfer.options", config.transfer.options):
@@ -554,7 +554,7 @@ def _check_options(section: str, found: Any, options: dict[str, Any]) -> None:
 
 
 def _parameters(found: Any) -> list[str]:
-    """Named parameters of a Keras model's `__init__` and of those that it hands the rest to."""
+    """Named parameters of a class's `__init__` and of those that it hands the rest to, up to Keras's own."""
     names: dict[str, None] = {}
     for base in found.__mro__:
         if base is keras.Model:

@@ -17,7 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 BELOW = {
     "data": set(),
     "tasks": {"data"},
-    "models": {"data", "tasks", "optimizers"},
+    "models": {"data", "tasks"},
     "optimizers": set(),
     "meta": {"data", "tasks", "models", "optimizers"},
     "transfer": {"data", "tasks", "models", "optimizers"},

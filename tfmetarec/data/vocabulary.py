@@ -232,9 +232,9 @@ class Vocabulary:
         """Rows of raw item ids, 0 where the catalogue has none.
 
         Args:
-            raw_ids: array-like of any shape.
+            raw_ids: array-like of any shape, or a polars Series.
         """
-        raw = np.asarray(raw_ids)
+        raw = _as_array(raw_ids) if isinstance(raw_ids, pl.Series) else np.asarray(raw_ids)
         known = self.item_ids[1:]
         kinds = "iu" if known.dtype.kind == "i" else "UO"
         if raw.size == 0 or raw.dtype.kind not in kinds:  # An id of the other type is one never seen.

@@ -12,12 +12,12 @@ import tensorflow as tf
 from tfmetarec.data.vocabulary import Vocabulary
 from tfmetarec.meta import losses
 from tfmetarec.meta.adaptable import cut
-from tfmetarec.meta.checkpoint import Checkpoint
 from tfmetarec.meta.paths import Dense, EncodedNegatives, TaskRows, Vectorized
 from tfmetarec.meta.replicas import scaled, share_out
-from tfmetarec.optimizers.row_sparse import RowSparseOptimizer
+from tfmetarec.optimizers.row_sparse import RowSparseOptimizer, no_gradient
 from tfmetarec.tasks.batching import Episodes
 from tfmetarec.tasks.episode import Episode, Features, Negatives, Support
+from tfmetarec.tasks.stream import once, only_input, taken_up
 
 ENGINES = ("auto", "low_rank", "formed", "vectorized")
 
@@ -587,11 +587,7 @@ class MetaLearner(keras.Model):
         complete epoch with the very episodes an unbroken run would have seen.
         """
         callbacks = list(callbacks or [])
-        for callback in callbacks:
-            if isinstance(callback, Checkpoint):
-                initial_epoch = max(callback.restore(self), initial_epoch)
-                if callback.is_finished:
-                    epochs = initial_epoch
+        initial_epoch, epochs = taken_up(self, callbacks, initial_epoch, epochs)
         if isinstance(x, Episodes):
             steps_per_epoch = steps_per_epoch or len(x)
             x = x.dataset(initial_epoch * steps_per_epoch)
@@ -599,25 +595,23 @@ class MetaLearner(keras.Model):
             options.setdefault("shuffle", False)  # Keras warns about its own default.
             if self.distribute_strategy is not None and self.distribute_strategy.num_replicas_in_sync > 1:
                 x = share_out(x, self.distribute_strategy)
-        if isinstance(validation_data, Episodes):
-            validation_data = _once(validation_data)
         return super().fit(
             x,
             epochs=epochs,
             initial_epoch=initial_epoch,
             steps_per_epoch=steps_per_epoch,
-            validation_data=validation_data,
+            validation_data=once(validation_data),
             callbacks=callbacks,
             **options,
         )
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Keras's `evaluate`: the query loss after adapting. `x` may be `Episodes`."""
-        return super().evaluate(_once(x) if isinstance(x, Episodes) else x, *args, **kwargs)
+        return super().evaluate(once(x), *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> np.ndarray:
         """Keras's `predict`: query scores `(T, Q)` after adapting. `x` may be `Episodes`."""
-        return super().predict(_once(x) if isinstance(x, Episodes) else x, *args, **kwargs)
+        return super().predict(once(x), *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         model = keras.saving.serialize_keras_object(self.model)
@@ -679,10 +673,7 @@ def _joined(variable: keras.Variable, *gradients: Any) -> Any:
         return found[0] if len(found) == 1 else tf.IndexedSlices(values, indices, found[0].dense_shape)
     if found:
         return tf.add_n([tf.convert_to_tensor(gradient) for gradient in found])
-    if variable.path.endswith("embeddings"):  # Zeros would be as large as the table.
-        nothing = tf.zeros((0, *variable.shape[1:]), variable.dtype)
-        return tf.IndexedSlices(nothing, tf.zeros((0,), tf.int32), tf.constant(variable.shape))
-    return tf.zeros(variable.shape, variable.dtype)
+    return no_gradient(variable)
 
 
 def _tensors(structure: Any) -> Any:
@@ -690,13 +681,7 @@ def _tensors(structure: Any) -> Any:
 
 
 def _episode(data: Any) -> Episode:
-    # `train_on_batch` and its like hand over inputs, targets and weights.
-    if isinstance(data, tuple) and not isinstance(data, Episode) and all(rest is None for rest in data[1:]):
-        data = data[0] if data else data
+    data = only_input(data, Episode)
     if not isinstance(data, Episode):
         raise TypeError(f"a meta-learner trains on episodes, see `tfmetarec.tasks`. Received: {type(data).__name__}")
     return data
-
-
-def _once(episodes: Episodes) -> tf.data.Dataset:
-    return episodes.dataset(batches=len(episodes))

@@ -13,6 +13,7 @@ from tfmetarec.data.vocabulary import FeatureSpecs, Vocabulary
 from tfmetarec.models.features import FeatureEncoder, ItemEncoder, resolve_specs
 from tfmetarec.models.two_tower import check_options
 from tfmetarec.tasks.episode import Episode, Features, Support
+from tfmetarec.tasks.stream import once, only_input, taken_up
 from tfmetarec.tasks.windows import Window, Windows
 
 LOSSES = ("sampled_softmax", "retrieval")
@@ -390,31 +391,25 @@ class Sequence(keras.Model):
         complete epoch, with the very windows an unbroken run would have seen.
         """
         callbacks = list(callbacks or [])
-        for callback in callbacks:
-            if hasattr(callback, "restore"):
-                initial_epoch = max(callback.restore(self), initial_epoch)
-                if callback.is_finished:
-                    epochs = initial_epoch
+        initial_epoch, epochs = taken_up(self, callbacks, initial_epoch, epochs)
         if isinstance(x, Windows):
             steps_per_epoch = steps_per_epoch or len(x)
             x = x.dataset(initial_epoch * steps_per_epoch)
         if isinstance(x, tf.data.Dataset):
             options.setdefault("shuffle", False)  # Keras warns about its own default.
-        if isinstance(validation_data, Windows):
-            validation_data = validation_data.dataset(batches=len(validation_data))
         return super().fit(
             x,
             epochs=epochs,
             initial_epoch=initial_epoch,
             steps_per_epoch=steps_per_epoch,
-            validation_data=validation_data,
+            validation_data=once(validation_data),
             callbacks=callbacks,
             **options,
         )
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Keras's `evaluate`: the loss. `x` may be `Windows`."""
-        return super().evaluate(x.dataset(batches=len(x)) if isinstance(x, Windows) else x, *args, **kwargs)
+        return super().evaluate(once(x), *args, **kwargs)
 
     # -- saving and serving --------------------------------------------------------------------------------
 
@@ -556,9 +551,7 @@ def _tensors(structure: Any) -> Any:
 
 
 def _window(data: Any) -> Window:
-    # `train_on_batch` and its like hand over inputs, targets and weights.
-    if isinstance(data, tuple) and not isinstance(data, Window) and all(rest is None for rest in data[1:]):
-        data = data[0] if data else data
+    data = only_input(data, Window)
     if not isinstance(data, Window):
         raise TypeError(f"a sequence model trains on windows, see `user_windows`. Received: {type(data).__name__}")
     return data

@@ -116,3 +116,11 @@ def scatter_sub(variable: Any, rows: tf.Tensor, values: tf.Tensor) -> None:
 
 def scatter_update(variable: Any, rows: tf.Tensor, values: tf.Tensor) -> None:
     tf.raw_ops.ResourceScatterUpdate(resource=variable.handle, indices=rows, updates=values)
+
+
+def no_gradient(variable: keras.Variable) -> tf.Tensor | tf.IndexedSlices:
+    """A gradient that says nothing of a variable: zeros, or of an embedding table no rows."""
+    if not variable.path.endswith("embeddings"):
+        return tf.zeros(variable.shape, variable.dtype)
+    nothing = tf.zeros((0, *variable.shape[1:]), variable.dtype)  # Zeros would be as large as the table.
+    return tf.IndexedSlices(nothing, tf.zeros((0,), tf.int32), tf.constant(variable.shape))

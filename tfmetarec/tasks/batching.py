@@ -10,11 +10,12 @@ from tfmetarec.data.interactions import Interactions
 from tfmetarec.data.vocabulary import Vocabulary
 from tfmetarec.tasks.episode import Episode, Negatives, Support
 from tfmetarec.tasks.samplers import NegativeSampler, draw_slots, task_stream
+from tfmetarec.tasks.stream import BatchStream, check_at_least, is_in_time, tensors_of
 from tfmetarec.tasks.table import TaskTable
 
 
 @dataclass(frozen=True)
-class Episodes:
+class Episodes(BatchStream):
     """An endless, random-access stream of episodes.
 
     `learner.fit(episodes, epochs=5)` takes it as it is, and after an interruption continues at the very batch
@@ -35,9 +36,6 @@ class Episodes:
     seed: int
     sampler: NegativeSampler | None
     _tables: dict[str, dict[str, tf.Tensor]] = field(repr=False, default_factory=dict)
-
-    def __len__(self) -> int:
-        return self.steps_per_epoch
 
     def sample(self, batch: int) -> dict[str, np.ndarray]:
         """The rows of batch `batch` before their features are looked up."""
@@ -65,36 +63,13 @@ class Episodes:
                 rows.update(zip(names, self.sampler.draw(tasks, near, self.negatives, rng), strict=True))
         return rows
 
-    def dataset(self, first_batch: int = 0, batches: int | None = None) -> tf.data.Dataset:
-        """Batches `first_batch`, `first_batch + 1`, ... as `Episode`s of tensors, prefetched.
-
-        Args:
-            first_batch: int, at least 0.
-            batches: int, or `None` for an endless data set.
-        """
-        example = self.sample(0)
-        names = list(example)
-        dtypes = [tf.as_dtype(value.dtype) for value in example.values()]
-
-        def rows_of(batch: Any) -> dict[str, tf.Tensor]:
-            arrays = tf.numpy_function(lambda b: list(self.sample(int(b)).values()), [batch], dtypes)
-            for array, value in zip(arrays, example.values(), strict=True):
-                array.set_shape(value.shape)
-            return dict(zip(names, arrays, strict=True))
-
-        last = first_batch + batches if batches is not None else np.iinfo(np.int64).max
-        dataset = tf.data.Dataset.range(first_batch, last)
-        # Two workers: NumPy holds the interpreter for part of the work, more would only queue for it.
-        dataset = dataset.map(rows_of, num_parallel_calls=2, deterministic=True).map(self._look_up)
-        return dataset.prefetch(4)
-
     def _look_up(self, rows: dict[str, tf.Tensor]) -> Episode:
-        def features(side: str, picked: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {name: tf.gather(value, picked) for name, value in self._tables[side].items()}
+        def features(part: str, side: str, picked: tf.Tensor) -> dict[str, tf.Tensor]:
+            return self._features(self._table_of(part, side), picked)
 
         def part(name: str) -> Support:
-            sides = [features(side, rows[f"{name}_{side}"]) for side in ("user", "item")]
-            return Support(sides[0], sides[1], rows[f"{name}_label"], rows[f"{name}_length"])
+            user, item = (features(name, side, rows[f"{name}_{side}"]) for side in ("user", "item"))
+            return Support(user, item, rows[f"{name}_label"], rows[f"{name}_length"])
 
         def negatives(name: str) -> Negatives | dict:
             if self.sampler is None:
@@ -102,9 +77,13 @@ class Episodes:
             item, log_expected, weight = (
                 rows[f"{name}_negative_{what}"] for what in ("item", "log_expected", "weight")
             )
-            return Negatives(features("item", item), log_expected, weight)
+            return Negatives(features(name, "item", item), log_expected, weight)
 
         return Episode(part("support"), part("query"), negatives("support"), negatives("query"))
+
+    def _table_of(self, part: str, side: str) -> str:
+        """Which of the tables holds the features of a side of "support" or "query"."""
+        return side
 
 
 def user_episodes(interactions: Interactions, vocabulary: Vocabulary, **options: Any) -> Episodes:
@@ -169,16 +148,9 @@ def _episodes(
             f"`support` must be a whole number of at least 0, or the least and the most. Received: support={support}"
         )
     fewest, most = bounds
-    for name, value, least in (
-        ("query", query, 1),
-        ("tasks_per_batch", tasks_per_batch, 1),
-        ("early", early, 1),
-        ("min_interactions", min_interactions, 2),
-        ("seed", seed, 0),
-        ("steps_per_epoch", 1 if steps_per_epoch is None else steps_per_epoch, 1),
-    ):
-        if not value >= least:  # Also for NaN.
-            raise ValueError(f"`{name}` must be at least {least}. Received: {name}={value}")
+    check_at_least(1, query=query, tasks_per_batch=tasks_per_batch, early=early, steps_per_epoch=steps_per_epoch)
+    check_at_least(2, min_interactions=min_interactions)
+    check_at_least(0, seed=seed)
     if negatives is None:
         negatives = 512 if implicit and kind == "user" else 0
     if negatives < 0 or (negatives and not (implicit and kind == "user")):
@@ -192,21 +164,13 @@ def _episodes(
             "Received: implicit feedback"
         )
     table = TaskTable.build(interactions, vocabulary, kind=kind, min_interactions=min_interactions)
-    if order not in (None, "time", "random"):
-        raise ValueError(f"`order` must be 'time' or 'random'. Received: order={order!r}")
-    if order == "time" and not table.ordered:
-        raise ValueError("`order` 'time' needs a `timestamp` column in the interactions, which have none.")
+    in_time = is_in_time(order, table.ordered)
     sampler = None
     if negatives:
         categories = [spec.name for spec in vocabulary.specs.item if spec.kind == "category"]
         category = vocabulary.catalogue[categories[0]] if categories else None
         sampler = NegativeSampler(table, vocabulary.popularity, negative_sampling, category)
-    tables = {
-        side: {name: tf.constant(value) for name, value in features.features.items()}
-        for side, features in (("user", table.users), ("item", table.items))
-    }
     steps = steps_per_epoch or -(-len(table) // tasks_per_batch)
-    in_time = table.ordered if order is None else order == "time"
     return Episodes(
         table,
         vocabulary,
@@ -219,5 +183,5 @@ def _episodes(
         early=early,
         seed=seed,
         sampler=sampler,
-        _tables=tables,
+        _tables=tensors_of(user=table.users, item=table.items),
     )

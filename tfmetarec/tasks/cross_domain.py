@@ -4,13 +4,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
-import tensorflow as tf
 
 from tfmetarec.data.interactions import Interactions
 from tfmetarec.data.vocabulary import Vocabulary
 from tfmetarec.tasks.batching import Episodes
-from tfmetarec.tasks.episode import Episode, Negatives, Support
 from tfmetarec.tasks.samplers import NegativeSampler, task_stream
+from tfmetarec.tasks.stream import check_at_least, tensors_of
 from tfmetarec.tasks.table import TaskTable
 
 
@@ -50,21 +49,8 @@ class CrossDomainEpisodes(Episodes):
                 rows.update(zip(names, sampler.draw(tasks, slots, self.negatives, rng), strict=True))
         return rows
 
-    def _look_up(self, rows: dict[str, tf.Tensor]) -> Episode:
-        def features(side: str, picked: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {name: tf.gather(value, picked) for name, value in self._tables[side].items()}
-
-        def part(name: str) -> Support:
-            item = features(f"{name}_item", rows[f"{name}_item"])
-            return Support(features("user", rows[f"{name}_user"]), item, rows[f"{name}_label"], rows[f"{name}_length"])
-
-        def negatives(name: str) -> Negatives | dict:
-            if self.sampler is None:
-                return {}
-            item, expected, weight = (rows[f"{name}_negative_{what}"] for what in ("item", "log_expected", "weight"))
-            return Negatives(features(f"{name}_item", item), expected, weight)
-
-        return Episode(part("support"), part("query"), negatives("support"), negatives("query"))
+    def _table_of(self, part: str, side: str) -> str:
+        return f"{part}_item" if side == "item" else side
 
 
 def cross_domain_episodes(
@@ -104,14 +90,8 @@ def cross_domain_episodes(
         raise ValueError(
             f"`support` must be a whole number of at least 1, or the least and the most. Received: support={support}"
         )
-    for name, value, least in (
-        ("query", query, 1),
-        ("tasks_per_batch", tasks_per_batch, 1),
-        ("seed", seed, 0),
-        ("steps_per_epoch", 1 if steps_per_epoch is None else steps_per_epoch, 1),
-    ):
-        if value < least:
-            raise ValueError(f"`{name}` must be at least {least}. Received: {name}={value}")
+    check_at_least(1, query=query, tasks_per_batch=tasks_per_batch, steps_per_epoch=steps_per_epoch)
+    check_at_least(0, seed=seed)
     if negatives is None:
         negatives = 512 if implicit else 0
     if negatives < 0 or (negatives and not implicit):
@@ -125,8 +105,7 @@ def cross_domain_episodes(
             # Of the domain's own items alone: telling groceries from drugs apart is not the task.
             met = np.bincount(table.item, minlength=vocabulary.n_items)
             samplers[name] = NegativeSampler(table, met)
-    sides = (("user", of_target.users), ("support_item", of_source.items), ("query_item", of_target.items))
-    tables = {side: {name: tf.constant(value) for name, value in features.features.items()} for side, features in sides}
+    tables = tensors_of(user=of_target.users, support_item=of_source.items, query_item=of_target.items)
     return CrossDomainEpisodes(
         of_target,
         vocabulary,

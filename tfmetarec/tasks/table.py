@@ -137,7 +137,7 @@ class TaskTable:
         if vocabulary.specs.feedback == "implicit":
             items = pl.Series(vocabulary.item_ids.tolist())  # Row 0 included: rows are those of the vocabulary.
             item_table = FeatureTable(vocabulary.catalogue, items)
-            item_rows = vocabulary.item_rows(_ids(table["item_id"]))
+            item_rows = vocabulary.item_rows(table["item_id"])
         else:
             items = table["item_id"].unique().sort()
             item_table = FeatureTable(vocabulary.encode_items(interactions, items), items)
@@ -168,7 +168,3 @@ def _labels(table: pl.DataFrame, vocabulary: Vocabulary) -> np.ndarray:
     if vocabulary.specs.feedback == "implicit":
         return np.ones(table.height, np.float32)
     return table["label"].to_numpy().astype(np.float32)
-
-
-def _ids(column: pl.Series) -> np.ndarray:
-    return column.to_numpy() if column.dtype.is_integer() else np.asarray(column.to_list(), dtype=object)

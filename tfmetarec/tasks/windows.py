@@ -10,6 +10,7 @@ from tfmetarec.data.interactions import Interactions
 from tfmetarec.data.vocabulary import Vocabulary
 from tfmetarec.tasks.episode import Features, Negatives
 from tfmetarec.tasks.samplers import NegativeSampler, task_stream
+from tfmetarec.tasks.stream import BatchStream, check_at_least, is_in_time, tensors_of
 from tfmetarec.tasks.table import TaskTable
 
 
@@ -35,7 +36,7 @@ class Window(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Windows:
+class Windows(BatchStream):
     """An endless, random-access stream of `Window`s; make one with `user_windows`.
 
     `model.fit(windows, epochs=5)` takes it as it is. Batch `i` depends on the seed and on `i`, and on nothing else, so
@@ -54,9 +55,6 @@ class Windows:
     seed: int
     sampler: NegativeSampler | None
     _tables: dict[str, dict[str, tf.Tensor]] = field(repr=False, default_factory=dict)
-
-    def __len__(self) -> int:
-        return self.steps_per_epoch
 
     def sample(self, batch: int) -> dict[str, np.ndarray]:
         """The rows of batch `batch` before their features are looked up."""
@@ -95,37 +93,12 @@ class Windows:
         slots = table.start[tasks][:, None] + np.take_along_axis(np.argsort(keys, axis=1), place, axis=1)
         return slots, used
 
-    def dataset(self, first_batch: int = 0, batches: int | None = None) -> tf.data.Dataset:
-        """Batches `first_batch`, `first_batch + 1`, ... as `Window`s of tensors, prefetched.
-
-        Args:
-            first_batch: int, at least 0.
-            batches: int, or `None` for an endless data set.
-        """
-        example = self.sample(0)
-        dtypes = [tf.as_dtype(value.dtype) for value in example.values()]
-
-        def rows_of(batch: Any) -> dict[str, tf.Tensor]:
-            arrays = tf.numpy_function(lambda b: list(self.sample(int(b)).values()), [batch], dtypes)
-            for array, value in zip(arrays, example.values(), strict=True):
-                array.set_shape(value.shape)
-            return dict(zip(example, arrays, strict=True))
-
-        last = first_batch + batches if batches is not None else np.iinfo(np.int64).max
-        dataset = tf.data.Dataset.range(first_batch, last)
-        # Two workers: NumPy holds the interpreter for part of the work, more would only queue for it.
-        dataset = dataset.map(rows_of, num_parallel_calls=2, deterministic=True).map(self._look_up)
-        return dataset.prefetch(4)
-
     def _look_up(self, rows: dict[str, tf.Tensor]) -> Window:
-        def features(side: str, picked: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {name: tf.gather(value, picked) for name, value in self._tables[side].items()}
-
-        user, item = features("user", rows["user"]), features("item", rows["item"])
         negatives: Negatives | dict = {}
         if self.sampler is not None:
-            drawn = features("item", rows["negative_item"])
+            drawn = self._features("item", rows["negative_item"])
             negatives = Negatives(drawn, rows["negative_log_expected"], rows["negative_weight"])
+        user, item = (self._features(side, rows[side]) for side in ("user", "item"))
         return Window(user, item, rows["length"], rows["target"], negatives)
 
 
@@ -178,17 +151,9 @@ def user_windows(
     least, most = (length, length) if isinstance(length, int) else tuple(length)
     if not 1 <= least <= most:
         raise ValueError(f"`length` must be at least 1, or the least and the most. Received: length={length}")
-    for name, value, lowest in (
-        ("horizon", horizon, 1),
-        ("windows_per_batch", windows_per_batch, 1),
-        ("negatives", negatives, 0),
-        ("early", early, 1),
-        ("min_interactions", min_interactions, 1),
-        ("steps_per_epoch", 1 if steps_per_epoch is None else steps_per_epoch, 1),
-        ("seed", seed, 0),
-    ):
-        if not value >= lowest:  # Also for NaN.
-            raise ValueError(f"`{name}` must be at least {lowest}. Received: {name}={value}")
+    check_at_least(1, horizon=horizon, windows_per_batch=windows_per_batch, early=early)
+    check_at_least(1, min_interactions=min_interactions, steps_per_epoch=steps_per_epoch)
+    check_at_least(0, negatives=negatives, seed=seed)
     if vocabulary.specs.feedback != "implicit":
         raise ValueError(
             "windows need implicit feedback: what is predicted is which item is chosen. Received: explicit"
@@ -198,14 +163,6 @@ def user_windows(
             f"`negative_sampling` must be 'popularity' or 'uniform'. Received: negative_sampling={negative_sampling!r}"
         )
     table = TaskTable.build(interactions, vocabulary, min_interactions=min_interactions)
-    if order not in (None, "time", "random"):
-        raise ValueError(f"`order` must be 'time' or 'random'. Received: order={order!r}")
-    if order == "time" and not table.ordered:
-        raise ValueError("`order` 'time' needs a `timestamp` column in the interactions, which have none.")
-    tables = {
-        side: {name: tf.constant(value) for name, value in features.features.items()}
-        for side, features in (("user", table.users), ("item", table.items))
-    }
     return Windows(
         table,
         vocabulary,
@@ -214,9 +171,9 @@ def user_windows(
         windows_per_batch=windows_per_batch,
         negatives=negatives,
         steps_per_epoch=steps_per_epoch or -(-len(table) // windows_per_batch),
-        in_time=table.ordered if order is None else order == "time",
+        in_time=is_in_time(order, table.ordered),
         early=early,
         seed=seed,
         sampler=NegativeSampler(table, vocabulary.popularity, negative_sampling) if negatives else None,
-        _tables=tables,
+        _tables=tensors_of(user=table.users, item=table.items),
     )

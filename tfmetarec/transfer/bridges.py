@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfmetarec.models.baselines import BiasedMF, ImplicitALS
 from tfmetarec.tasks.episode import Support
 from tfmetarec.transfer.cross_domain import Domains, inner_products
+from tfmetarec.transfer.joint_training import factorisation
 
 
 class TwoFactorisations:
@@ -36,10 +37,10 @@ class TwoFactorisations:
     @classmethod
     def fitted(cls, domains: Domains, factors: int, regularization: float | None, seed: int) -> "TwoFactorisations":
         """Factorises both domains; a regularization of `None` is the factorisation's own default."""
-        given = {} if regularization is None else {"regularization": regularization}
-        kind = BiasedMF if domains.feedback == "explicit" else ImplicitALS
-        parts = (domains.source_ratings, domains.target_ratings)
-        source, target = (kind(factors, seed=seed, **given).fit(part) for part in parts)
+        source, target = (
+            factorisation(domains.feedback, factors, regularization, seed=seed).fit(part)
+            for part in (domains.source_ratings, domains.target_ratings)
+        )
         popularity = np.bincount(domains.target_ratings.item, minlength=domains.vocabulary.n_items)
         return cls(source, target, popularity.astype(np.float32))
 

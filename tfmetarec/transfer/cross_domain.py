@@ -137,7 +137,7 @@ class Domains:
         parts = interactions or (self.source,)
         common = ("user_id", "item_id", "label")
         table = pl.concat([part.table.select(common) for part in parts])
-        rows = self.vocabulary.item_rows(_ids(table["item_id"]))
+        rows = self.vocabulary.item_rows(table["item_id"])
         task = _places(ids, table["user_id"])
         kept = (rows > 0) & (task >= 0)
         label = np.ones(len(rows)) if self.feedback == "implicit" else table["label"].to_numpy()
@@ -183,12 +183,12 @@ def judged(domains: Domains, held_out: Interactions) -> Judged:
         DataError: if nothing is left to judge on.
     """
     if domains.feedback == "implicit":
-        known = np.isin(domains.vocabulary.item_rows(_ids(held_out.table["item_id"])), domains.target_rows)
+        known = np.isin(domains.vocabulary.item_rows(held_out.table["item_id"]), domains.target_rows)
         if not known.any():
             raise DataError("`held_out` must hold interactions with items that the target has. Received none")
         held_out = held_out.filter(pl.Series(known))
     users = held_out.table["user_id"].unique().sort()
-    rows = domains.vocabulary.item_rows(_ids(held_out.table["item_id"]))
+    rows = domains.vocabulary.item_rows(held_out.table["item_id"])
     labels = held_out.table["label"].to_numpy()
     item, label, count = _packed(_places(users, held_out.table["user_id"]), rows, labels, len(users))
     return Judged(
@@ -516,7 +516,10 @@ def inner_products(vectors: np.ndarray, items: np.ndarray, rows: np.ndarray) -> 
 
 
 def _is_method(node: ast.ClassDef) -> bool:
-    return any(isinstance(base, ast.Name) and base.id == "CrossDomainMethod" for base in node.bases)
+    """Whether a class is a method and not only a base of some: it says what tables call it."""
+    bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+    names = {target.id for line in node.body if isinstance(line, ast.Assign) for target in line.targets}  # type: ignore
+    return bool(bases & {"CrossDomainMethod", "LearnerTransfer"}) and "name" in names
 
 
 def _joined(source: Interactions, target: Interactions) -> Interactions:
@@ -566,7 +569,7 @@ def _features(source: Interactions, target: Interactions, side: str) -> pl.DataF
 
 def _ratings(interactions: Interactions, vocabulary: Vocabulary, users: pl.Series) -> Ratings:
     table = interactions.table.unique(["user_id", "item_id"], keep="first", maintain_order=True)
-    rows = vocabulary.item_rows(_ids(table["item_id"]))
+    rows = vocabulary.item_rows(table["item_id"])
     known = rows > 0
     label = table["label"].to_numpy().astype(np.float32)
     if interactions.schema.feedback == "implicit":
@@ -596,10 +599,6 @@ def _places(values: pl.Series, column: pl.Series) -> np.ndarray:
     places = pl.DataFrame({"value": values, "place": np.arange(len(values), dtype=np.int64)})
     found = pl.DataFrame({"value": column}).join(places, on="value", how="left", maintain_order="left")["place"]
     return found.fill_null(-1).to_numpy()
-
-
-def _ids(column: pl.Series) -> np.ndarray:
-    return column.to_numpy() if column.dtype.is_integer() else np.asarray(column.to_list(), dtype=object)
 
 
 def _check_rows(argument: str, rows: np.ndarray, size: int) -> None:

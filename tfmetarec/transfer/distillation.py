@@ -7,9 +7,10 @@ import keras
 import tensorflow as tf
 
 from tfmetarec.data.vocabulary import Vocabulary
-from tfmetarec.optimizers.row_sparse import RowSparseOptimizer
+from tfmetarec.optimizers.row_sparse import RowSparseOptimizer, no_gradient
 from tfmetarec.tasks.batching import Episodes
 from tfmetarec.tasks.episode import Episode, Features, Support
+from tfmetarec.tasks.stream import from_batch, once, only_input, taken_up
 from tfmetarec.transfer.candidates import candidates_of
 from tfmetarec.transfer.distillation_losses import (
     BinarySoftLabels,
@@ -428,15 +429,11 @@ class Distiller(keras.Model):
         if self.is_episodic:
             self.student._maybe_symbolic_build()
         callbacks = list(callbacks or [])
-        for callback in callbacks:
-            if hasattr(callback, "restore") and hasattr(callback, "is_finished"):
-                initial_epoch = max(callback.restore(self), initial_epoch)
-                if callback.is_finished:
-                    epochs = initial_epoch
+        initial_epoch, epochs = taken_up(self, callbacks, initial_epoch, epochs)
         first = initial_epoch * (steps_per_epoch or 0)
-        x = _from_batch(x, first)
+        x = from_batch(x, first)
         if soft_data is not None:
-            x = _in_step(x, _from_batch(soft_data, first))
+            x = _in_step(x, from_batch(soft_data, first))
         if isinstance(x, tf.data.Dataset):
             options.setdefault("shuffle", False)  # Keras warns about its own default.
         return super().fit(
@@ -445,7 +442,7 @@ class Distiller(keras.Model):
             epochs=epochs,
             initial_epoch=initial_epoch,
             steps_per_epoch=steps_per_epoch,
-            validation_data=_once(validation_data),
+            validation_data=once(validation_data),
             callbacks=callbacks,
             **options,
         )
@@ -467,11 +464,11 @@ class Distiller(keras.Model):
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Keras's `evaluate`, of the student. `x` may be `Episodes`."""
-        return super().evaluate(_once(x), *args, **kwargs)
+        return super().evaluate(once(x), *args, **kwargs)
 
     def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         """Keras's `predict`, of the student. `x` may be `Episodes`."""
-        return super().predict(_once(x), *args, **kwargs)
+        return super().predict(once(x), *args, **kwargs)
 
     # -- Keras: saving -------------------------------------------------------------------------------------------
 
@@ -525,18 +522,13 @@ def _layer(model: Any, name: str, argument: str) -> Any:
 
 def _whole(variable: keras.Variable, gradient: Any, sparse: bool) -> Any:
     """A gradient that the optimizer takes: rows stay rows if it knows them, and no gradient is one of zeros."""
-    if gradient is None and sparse and variable.path.endswith("embeddings"):
-        nothing = tf.zeros((0, *variable.shape[1:]), variable.dtype)
-        return tf.IndexedSlices(nothing, tf.zeros((0,), tf.int32), tf.constant(variable.shape))
     if gradient is None:
-        return tf.zeros(variable.shape, variable.dtype)
+        gradient = no_gradient(variable)
     return gradient if sparse else tf.convert_to_tensor(gradient)
 
 
 def _episode(data: Any) -> Episode:
-    # `train_on_batch` and its like hand over inputs, targets and weights.
-    if isinstance(data, tuple) and not isinstance(data, Episode) and all(rest is None for rest in data[1:]):
-        data = data[0] if data else data
+    data = only_input(data, Episode)
     if not isinstance(data, Episode):
         raise TypeError(
             "a meta-learner is distilled on episodes alone, see `tfmetarec.tasks`: they hold labels, and have no "
@@ -566,10 +558,6 @@ def _steps(x: Any, soft_data: Any) -> int | None:
     return steps
 
 
-def _from_batch(data: Any, first: int) -> Any:
-    return data.dataset(first) if isinstance(data, Episodes) else data
-
-
 def _in_step(hard: Any, soft: Any) -> tf.data.Dataset:
     """A batch of each, step by step, without end."""
     for name, given in (("x", hard), ("soft_data", soft)):
@@ -581,11 +569,7 @@ def _in_step(hard: Any, soft: Any) -> tf.data.Dataset:
     return tf.data.Dataset.zip((hard.repeat(), soft.repeat())).map(TwoTasks)
 
 
-def _once(data: Any) -> Any:
-    return data.dataset(batches=len(data)) if isinstance(data, Episodes) else data
-
-
 def _first_batch(data: Any) -> Any:
     if isinstance(data, Episodes | tf.data.Dataset):
-        return next(iter(_once(data).take(1)))
+        return next(iter(once(data).take(1)))
     return (tf.nest.map_structure(lambda value: tf.convert_to_tensor(value[:1]), data),)

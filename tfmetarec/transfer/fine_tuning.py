@@ -1,15 +1,13 @@
 """Pre-train on the source, then fine-tune on the target, with layers frozen or thawed by their names."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import keras
 
 from tfmetarec.tasks.batching import user_episodes
-from tfmetarec.tasks.episode import Features, Support
-from tfmetarec.transfer.cross_domain import CrossDomainMethod, Domains, Judged
-from tfmetarec.transfer.meta_transfer import MakeLearner, check_training, crossing_episodes, made_learner, train
+from tfmetarec.transfer.cross_domain import Domains, Judged
+from tfmetarec.transfer.learner_transfer import LearnerTransfer, MakeLearner
 
 
 def freeze(model: keras.Model, pattern: str) -> list[str]:
@@ -40,26 +38,19 @@ def thaw(model: keras.Model, pattern: str = "") -> list[str]:
     return _set_trainable(model, pattern, True)
 
 
-class FineTuning(CrossDomainMethod):
+class FineTuning(LearnerTransfer):
     """Trains a learner on the source's users, then on the target, where named layers keep what they learned.
 
     Fine-tuning uses tasks that cross (source support, target query) where the domains share users, and the target's own
     users where they share only items or features.
 
     Args:
-        learner: function from a `Vocabulary` to a learner built on it; see `MetaTransfer`.
+        learner: function from a `Vocabulary` to a learner built on it.
         frozen: str, optional. Regular expression: the variables that do not move in the target, such as "user" or
             "item_encoder/.*embedding". Defaults to none.
         thaw_after: int, at least 0, optional. Epochs in the target after which everything moves. Defaults to never.
         source_epochs: int, at least 1. Defaults to 5.
-        support: int, or least and most interactions of a task's support. Defaults to 0 to 50.
-        query: int, at least 1. Defaults to 20.
-        tasks_per_batch: int, at least 1. Defaults to 32.
-        epochs: int, at least 1. In the target: the most that are tried where there are validation users. Defaults to
-        10.
-        learning_rate: float, greater than 0. Of a learner that is not compiled. Defaults to 0.003.
-        negatives: int, or `None` for the default of episodes.
-        seed: int, at least 0. Of the episodes. Defaults to 0.
+        **options: of `LearnerTransfer`.
 
     Reference: [Yosinski et al., 2014](https://arxiv.org/abs/1411.1792)
     """
@@ -73,15 +64,9 @@ class FineTuning(CrossDomainMethod):
         frozen: str | None = None,
         thaw_after: int | None = None,
         source_epochs: int = 5,
-        support: int | tuple[int, int] = (0, 50),
-        query: int = 20,
-        tasks_per_batch: int = 32,
-        epochs: int = 10,
-        learning_rate: float = 0.003,
-        negatives: int | None = None,
-        seed: int = 0,
+        **options: Any,
     ):
-        check_training(learner, epochs, learning_rate)
+        super().__init__(learner, **options)
         if source_epochs < 1:
             raise ValueError(f"`source_epochs` must be at least 1. Received: source_epochs={source_epochs}")
         if thaw_after is not None and (frozen is None or thaw_after < 0):
@@ -89,32 +74,20 @@ class FineTuning(CrossDomainMethod):
                 "`thaw_after` must be at least 0, and needs `frozen`. "
                 f"Received: thaw_after={thaw_after}, frozen={frozen!r}"
             )
-        self.make_learner, self.frozen, self.thaw_after, self.source_epochs = learner, frozen, thaw_after, source_epochs
-        self.support = support if isinstance(support, int) else tuple(support)
-        self.query, self.tasks_per_batch, self.epochs = query, tasks_per_batch, epochs
-        self.learning_rate, self.negatives, self.seed = learning_rate, negatives, seed
-        self.chosen_epochs: int | None = None
+        self.frozen, self.thaw_after, self.source_epochs = frozen, thaw_after, source_epochs
 
     def get_config(self) -> dict[str, Any]:
-        names = ("frozen", "thaw_after", "source_epochs", "support", "query", "tasks_per_batch", "epochs")
-        return {name: getattr(self, name) for name in (*names, "learning_rate", "negatives", "seed")}
+        own = {name: getattr(self, name) for name in ("frozen", "thaw_after", "source_epochs")}
+        return {**own, **super().get_config()}
 
     def _fit(self, domains: Domains, validation: Judged | None) -> None:
-        learner = self.learner = made_learner(self.make_learner, domains.vocabulary, self.learning_rate)
-        options = {
-            "support": self.support,
-            "query": self.query,
-            "tasks_per_batch": self.tasks_per_batch,
-            "seed": self.seed,
-        }
-        if self.negatives is not None:
-            options["negatives"] = self.negatives
-        source = user_episodes(domains.source, domains.vocabulary, **options)
+        learner = self.learner = self.made_learner(domains.vocabulary)
+        source = user_episodes(domains.source, domains.vocabulary, **self.episode_options)
         learner.fit(source, epochs=self.source_epochs, verbose=0)
         if len(domains.shared_users):
-            target = crossing_episodes(self, domains)
+            target = self.crossing_episodes(domains)
         else:
-            target = user_episodes(domains.target, domains.vocabulary, **options)
+            target = user_episodes(domains.target, domains.vocabulary, **self.episode_options)
         most = self.epochs if validation is not None else self.chosen_epochs or self.epochs
         frozen_epochs = most
         if self.frozen is not None:
@@ -122,12 +95,12 @@ class FineTuning(CrossDomainMethod):
             frozen_epochs = most if self.thaw_after is None else min(self.thaw_after, most)
         _compile_anew(learner)
         if frozen_epochs == most:
-            self.chosen_epochs = train(self, learner, target, most, validation, self.chosen_epochs)
+            self.chosen_epochs = self.train(target, most, validation, self.chosen_epochs)
         else:
             if frozen_epochs:
                 learner.fit(target, epochs=frozen_epochs, verbose=0)
             self._thaw()
-            chosen = train(self, learner, target, most - frozen_epochs, validation, None)
+            chosen = self.train(target, most - frozen_epochs, validation, None)
             self.chosen_epochs = self.chosen_epochs if chosen is None else frozen_epochs + chosen
         self._thaw()  # From here on it is a learner like any other.
 
@@ -135,18 +108,6 @@ class FineTuning(CrossDomainMethod):
         if self.frozen is not None:
             thaw(self.learner.model, self.frozen)
             _compile_anew(self.learner)
-
-    def _adapt(self, support: Support) -> Any:
-        return self.learner.adapt(support)
-
-    def _score(self, state: Any, item: Features) -> Any:
-        return self.learner.score(state, item=item)
-
-    def _save(self, folder: Path) -> None:
-        self.learner.save(folder / "learner.keras")
-
-    def _restore(self, folder: Path) -> None:
-        self.learner = keras.saving.load_model(folder / "learner.keras")
 
 
 def named_variables(model: keras.Model) -> dict[str, keras.Variable]:

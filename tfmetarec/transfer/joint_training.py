@@ -36,9 +36,7 @@ class JointTraining(CrossDomainMethod):
         return {name: getattr(self, name) for name in ("factors", "regularization", "iterations", "seed")}
 
     def _factorisation(self, feedback: str) -> BiasedMF | ImplicitALS:
-        given = {} if self.regularization is None else {"regularization": self.regularization}
-        kind = BiasedMF if feedback == "explicit" else ImplicitALS
-        return kind(self.factors, iterations=self.iterations, seed=self.seed, **given)
+        return factorisation(feedback, self.factors, self.regularization, iterations=self.iterations, seed=self.seed)
 
     def _fit(self, domains: Domains, validation: Judged | None) -> None:
         fitted = self._factorisation(domains.feedback).fit(domains.joint_ratings)
@@ -66,3 +64,13 @@ class JointTraining(CrossDomainMethod):
             return constant + inner_products(state[:, :-1], self.items[:, :-1], rows)
         scores = inner_products(state, self.items, rows)
         return np.where(np.any(state, axis=1)[:, None], scores, self.popularity[rows])
+
+
+def factorisation(
+    feedback: str, factors: int, regularization: float | None = None, **options: Any
+) -> BiasedMF | ImplicitALS:
+    """The factorisation for a kind of feedback; a regularization of `None` is its own default."""
+    kind = BiasedMF if feedback == "explicit" else ImplicitALS
+    if regularization is not None:
+        options["regularization"] = regularization
+    return kind(factors, **options)

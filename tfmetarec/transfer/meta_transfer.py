@@ -4,168 +4,23 @@ Tasks are users. A learner that is good at them has learned to cross: to say fro
 the same person does in the other.
 """
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
-import keras
-import numpy as np
-import tensorflow as tf
-
-from tfmetarec.data.vocabulary import Vocabulary
-from tfmetarec.optimizers import RowSparseAdam
-from tfmetarec.tasks.batching import Episodes
-from tfmetarec.tasks.cross_domain import cross_domain_episodes
-from tfmetarec.tasks.episode import Features, Support
-from tfmetarec.transfer.cross_domain import CrossDomainMethod, Domains, Judged
-
-MakeLearner = Callable[[Vocabulary], Any]
+from tfmetarec.transfer.cross_domain import Domains, Judged
+from tfmetarec.transfer.learner_transfer import LearnerTransfer
 
 
-class MetaTransfer(CrossDomainMethod):
+class MetaTransfer(LearnerTransfer):
     """Trains a meta-learner (MAML, Ridge or any other) to cross from the source to the target.
 
     Args:
-        learner: function from a `Vocabulary` to a learner built on it, such as
-            `lambda vocabulary: tmr.meta.Ridge(tmr.models.TwoTower(vocabulary, 16))`. Compile the learner in it, or
-            leave it to be compiled with `RowSparseAdam`. `None` only to load what was saved.
-        support: int, or least and most source interactions of a task. Defaults to 0 to 50.
-        query: int, at least 1. Most target interactions of a task. Defaults to 20.
-        tasks_per_batch: int, at least 1. Defaults to 32.
-        epochs: int, at least 1. The most that are tried where there are validation users, else how many. Defaults to
-        10.
-        learning_rate: float, greater than 0. Of a learner that is not compiled. Defaults to 0.003.
-        negatives: int, or `None` for the default of `cross_domain_episodes`.
-        seed: int, at least 0. Of the episodes. Defaults to 0.
+        learner: function from a `Vocabulary` to a learner built on it; it and the other options are those of
+            `LearnerTransfer`.
 
     Reference: tasks over two domains as in [TMCDR, Zhu et al., 2021](https://doi.org/10.1145/3404835.3463010)
     """
 
     name = "meta-transfer"
 
-    def __init__(
-        self,
-        learner: MakeLearner | None = None,
-        *,
-        support: int | tuple[int, int] = (0, 50),
-        query: int = 20,
-        tasks_per_batch: int = 32,
-        epochs: int = 10,
-        learning_rate: float = 0.003,
-        negatives: int | None = None,
-        seed: int = 0,
-    ):
-        check_training(learner, epochs, learning_rate)
-        self.make_learner = learner
-        self.support = support if isinstance(support, int) else tuple(support)
-        self.query, self.tasks_per_batch, self.epochs = query, tasks_per_batch, epochs
-        self.learning_rate, self.negatives, self.seed = learning_rate, negatives, seed
-        self.chosen_epochs: int | None = None
-
-    def get_config(self) -> dict[str, Any]:
-        names = ("support", "query", "tasks_per_batch", "epochs", "learning_rate", "negatives", "seed")
-        return {name: getattr(self, name) for name in names}
-
     def _fit(self, domains: Domains, validation: Judged | None) -> None:
-        self.learner = made_learner(self.make_learner, domains.vocabulary, self.learning_rate)
-        episodes = crossing_episodes(self, domains)
-        self.chosen_epochs = train(self, self.learner, episodes, self.epochs, validation, self.chosen_epochs)
-
-    def _adapt(self, support: Support) -> Any:
-        return self.learner.adapt(support)
-
-    def _score(self, state: Any, item: Features) -> Any:
-        return self.learner.score(state, item=item)
-
-    def _save(self, folder: Path) -> None:
-        self.learner.save(folder / "learner.keras")
-
-    def _restore(self, folder: Path) -> None:
-        self.learner = keras.saving.load_model(folder / "learner.keras")
-
-
-def check_training(learner: Any, epochs: int, learning_rate: float) -> None:
-    """Refuses what no learner could be trained with."""
-    if learner is not None and (hasattr(learner, "adapt") or not callable(learner)):
-        raise ValueError(
-            "`learner` must be a function from a vocabulary to a learner: the vocabulary of both domains is not known "
-            f"before `fit`. Received: {type(learner).__name__}"
-        )
-    if epochs < 1:
-        raise ValueError(f"`epochs` must be at least 1. Received: epochs={epochs}")
-    if not learning_rate > 0:
-        raise ValueError(f"`learning_rate` must be greater than 0. Received: learning_rate={learning_rate}")
-
-
-def made_learner(make: MakeLearner | None, vocabulary: Vocabulary, learning_rate: float) -> Any:
-    """A compiled learner for a vocabulary.
-
-    Raises:
-        ValueError: if there is no function to make one, or it makes one for another catalogue.
-    """
-    if make is None:
-        raise ValueError("`learner` must be given to fit. Received: learner=None")
-    learner = make(vocabulary)
-    own = getattr(learner, "vocabulary", None)
-    if own is not None and own.n_items != vocabulary.n_items:
-        raise ValueError(
-            f"`learner` must be built on the vocabulary it is given, of {vocabulary.n_items:,} items. "
-            f"Received: a learner of {own.n_items:,} items"
-        )
-    if getattr(learner, "optimizer", None) is None:
-        learner.compile(optimizer=RowSparseAdam(learning_rate))
-    return learner
-
-
-def crossing_episodes(method: Any, domains: Domains) -> Episodes:
-    """Episodes with the method's settings whose support is of the source and whose query is of the target."""
-    return cross_domain_episodes(
-        domains.source,
-        domains.target,
-        domains.vocabulary,
-        support=method.support,
-        query=method.query,
-        tasks_per_batch=method.tasks_per_batch,
-        negatives=method.negatives,
-        seed=method.seed,
-    )
-
-
-def train(
-    method: CrossDomainMethod,
-    learner: Any,
-    episodes: Episodes,
-    epochs: int,
-    validation: Judged | None,
-    chosen: int | None,
-    trainer: Any = None,
-) -> int | None:
-    """Fits a learner and keeps the weights of the epoch that was best on validation users.
-
-    Args:
-        method: whose `validation_loss` the learner decides.
-        learner: whose weights are kept.
-        episodes: what it is fitted on.
-        epochs: int. The most that are tried; without validation how many, unless chosen before.
-        validation: users, or `None`.
-        chosen: epochs that were chosen before, or `None`.
-        trainer: what has `fit`, if it is not the learner itself.
-
-    Returns:
-        How many epochs were best, or what was chosen before.
-    """
-    trainer = learner if trainer is None else trainer
-    if validation is None:
-        trainer.fit(episodes, epochs=chosen or epochs, verbose=0)
-        return chosen
-    best, best_epoch, weights = np.inf, chosen, None
-    for epoch in range(epochs):
-        trainer.fit(episodes, initial_epoch=epoch, epochs=epoch + 1, verbose=0)
-        loss = method.validation_loss(validation)
-        if loss < best:
-            best, best_epoch = loss, epoch + 1
-            weights = tf.nest.map_structure(np.copy, learner.get_weights())
-    if weights is None:
-        raise ValueError("training diverged: no epoch has a finite loss on validation users")
-    learner.set_weights(weights)
-    return best_epoch
+        self.learner = self.made_learner(domains.vocabulary)
+        episodes = self.crossing_episodes(domains)
+        self.chosen_epochs = self.train(episodes, self.epochs, validation, self.chosen_epochs)
