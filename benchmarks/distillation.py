@@ -48,7 +48,6 @@ from tfmetarec.transfer.distillation_losses import (
 )
 
 NAME = "distillation"
-ML_1M = Path(__file__).parents[2] / "shared" / "data" / "ml-1m"
 SHOTS, QUERY, TOP_K = (5, 10, 20), 20, 20
 MIN_ITEM_USERS = 10
 TEACHER = {"embedding_dim": 192, "blocks": 2, "heads": 4, "max_length": 20}
@@ -474,16 +473,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = report.read_options(NAME, "What a small student keeps of a large teacher, and how fast it is.", arguments)
     console = report.console()
     tf.get_logger().setLevel(logging.ERROR)  # It takes the first trace of each model for retracing one function.
-    folder = options.data or (ML_1M if ML_1M.exists() else None)
-    if folder is None or options.quick:
-        console.print(f"MovieLens-1M is left out: {'a quick run' if options.quick else 'no folder, no `--data`'}.")
+    if options.data is None or options.quick:
+        console.print(f"MovieLens-1M is left out: {'a quick run' if options.quick else 'no `--data`'}.")
     budget = Budget(EPOCHS, STEPS, TURNS, False)
     if options.quick:
         budget = Budget(dict.fromkeys(EPOCHS, 1), 4, 10, True)
     runs: dict[str, list[report.Rows]] = {}
     seen: dict[str, list[float]] = {}
     for seed in range(options.seeds):
-        for case in problems(folder, seed, options.quick):
+        for case in problems(options.data, seed, options.quick):
             console.print(f"seed {seed}, {case.name}: {case.vocabulary.n_items - 1:,} items", highlight=False)
             trained, chosen = train_all(case, budget, seed, console)
             recommenders = {name: one.recommender for name, one in trained.items()}
