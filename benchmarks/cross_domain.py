@@ -102,11 +102,6 @@ def kept(file: Path, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, 
         return dict(arrays)
 
 
-def parts_of(options: report.Options) -> Path:
-    """Where an interrupted run finds what it has done."""
-    return options.out.with_suffix(".parts")
-
-
 # -- ratings -------------------------------------------------------------------------------------------------
 
 
@@ -267,7 +262,7 @@ def rating_tables(
             for seed in range(options.seeds):
                 console.print(f"{source} -> {target}, beta {beta}, seed {seed}", highlight=False)
                 cell = (data, source, target, beta, seed, options.quick, console)
-                file = parts_of(options) / f"{source}-{target}-{beta}-{seed}.npz"
+                file = options.parts / f"{source}-{target}-{beta}-{seed}.npz"
                 arrays = kept(file, lambda cell=cell: flat(rating_cell(*cell)))  # type: ignore[misc]
                 for name in dict.fromkeys(key.split("/")[0] for key in arrays):
                     value = Predicted(*(arrays[f"{name}/{part}"] for part in Predicted._fields))
@@ -377,7 +372,7 @@ def purchase_tables(
     floors = dict(zip(PURCHASE_FLOORS[1:], (ImplicitALS(64), ItemKNN(), EASE()), strict=True))
     for name, chosen in {**floors, **purchase_methods(quick)}.items():
         start = time.perf_counter()
-        file = parts_of(options) / f"purchases-{name}.npz"
+        file = options.parts / f"purchases-{name}.npz"
         scores[name] = kept(file, lambda chosen=chosen: scored(chosen))["scores"]  # type: ignore[misc]
         console.print(f"  {name}: {time.perf_counter() - start:.0f} s", highlight=False)
     k = min(TOP_K, len(rows))
@@ -427,7 +422,7 @@ def main(arguments: list[str] | None = None) -> int:
         targets=[*targets, *held],
         console=console,
     )
-    shutil.rmtree(parts_of(options), ignore_errors=True)
+    shutil.rmtree(options.parts, ignore_errors=True)
     return status
 
 

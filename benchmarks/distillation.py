@@ -16,7 +16,10 @@ teacher and student, exported as SavedModels that answer with the same top 20 of
 that a server's loader resembles. Calls are interleaved; times are medians, and `ratio` is that of the medians.
 """
 
+import json
 import logging
+import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +36,7 @@ from rich.console import Console
 import tfmetarec as tmr
 from benchmarks import report
 from tfmetarec.data import Interactions, Split, Vocabulary
+from tfmetarec.data.whole_file import write_whole
 from tfmetarec.evaluation import ColdStartTable, paired_bootstrap
 from tfmetarec.models.sequence import Sequence as SequenceModel
 from tfmetarec.optimizers import RowSparseAdamW
@@ -392,13 +396,28 @@ def timed(case: Problem, models: dict[str, SequenceModel], turns: int, seed: int
 # -- the story -------------------------------------------------------------------------------------------------
 
 
-def train_all(case: Problem, budget: Budget, seed: int, console: Console) -> tuple[dict[str, Trained], str]:
+def kept(file: Path, train: Callable[[], Trained]) -> Trained:
+    """What an interrupted run has trained, or what is trained and written now."""
+    figures = file.with_suffix(".json")
+    if not figures.exists():
+        found = train()
+        with write_whole(file) as partial:
+            found.recommender.save(partial)
+        with write_whole(figures) as partial:  # Last: it says that all is there.
+            partial.write_text(json.dumps({"validation": found.validation, "settings": found.settings}))
+    return Trained(keras.models.load_model(file), **json.loads(figures.read_text()))
+
+
+def train_all(
+    case: Problem, budget: Budget, seed: int, parts: Path, console: Console
+) -> tuple[dict[str, Trained], str]:
     """The teacher and every student of one data set, and which distilled one validation users like best."""
     epochs, steps = budget.epochs, budget.steps
 
     def train(name: str, function: Callable[..., Trained], *arguments: Any) -> Trained:
         start = time.perf_counter()
-        found = function(case, *arguments, steps, seed)
+        file = parts / f"{case.name}-{seed}-{re.sub('[^a-z0-9]+', '-', name.lower())}.keras"
+        found = kept(file, lambda: function(case, *arguments, steps, seed))
         seconds = time.perf_counter() - start
         console.print(f"  {name}: {found.validation:.4f} on validation users, {seconds:.0f} s", highlight=False)
         return found
@@ -483,7 +502,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for seed in range(options.seeds):
         for case in problems(options.data, seed, options.quick):
             console.print(f"seed {seed}, {case.name}: {case.vocabulary.n_items - 1:,} items", highlight=False)
-            trained, chosen = train_all(case, budget, seed, console)
+            trained, chosen = train_all(case, budget, seed, options.parts, console)
             recommenders = {name: one.recommender for name, one in trained.items()}
             table = judged(recommenders, case.split.test, case, train=case.split.train, seed=seed)
             rows, gained = quality(table, trained), gains(table, seed)
@@ -519,7 +538,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "patience": PATIENCE,
         "turns": budget.turns,
     }
-    return report.finish(options, config=config, figures=figures, targets=targets, console=console)
+    status = report.finish(options, config=config, figures=figures, targets=targets, console=console)
+    shutil.rmtree(options.parts, ignore_errors=True)
+    return status
 
 
 if __name__ == "__main__":

@@ -41,6 +41,11 @@ class Options(NamedTuple):
     data: Path | None
     out: Path
 
+    @property
+    def parts(self) -> Path:
+        """Where an interrupted run finds what it has done."""
+        return self.out.with_suffix(".parts")
+
 
 class Target(NamedTuple):
     """A bound that a figure must keep: `rule` is "at least" or "at most".

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import tfmetarec as tmr
 from tfmetarec.models import TwoTower
+from tfmetarec.models.sequence import Sequence
 from tfmetarec.tasks import item_episodes, user_episodes
 from tfmetarec.transfer.candidates import candidates_of
 from tfmetarec.transfer.distillation import Distiller
@@ -678,6 +679,19 @@ def test_hints_between_learners_compare_item_vectors(shared):
     assert distiller.traces == 1
     parts = [history[name][0] for name in ("hard_loss", "soft_loss", "hint_loss")]
     assert history["loss"][0] == pytest.approx(np.dot([0.5, 0.5, 1.0], parts), rel=1e-5)
+
+
+def test_hints_to_a_sequence_student_whose_projection_is_not_built_yet(shared):
+    _, vocabulary, episodes = shared
+
+    def vectors(model, episode):
+        return model.encode_item(episode.query.item)
+
+    student, teacher = (Sequence(vocabulary, width, blocks=1, max_length=4, seed=0) for width in (4, 6))
+    distiller = Distiller(student, teacher, hints=FeatureHints(6 + 1, vectors, vectors), candidates="catalogue")
+    distiller.compile(tmr.optimizers.RowSparseAdam(0.02))
+    history = distiller.fit(episodes, epochs=1, verbose=0).history
+    assert history["hint_loss"][0] > 0
 
 
 def test_what_a_meta_learner_cannot_be_distilled_on_is_refused(shared, explicit, first_batch):

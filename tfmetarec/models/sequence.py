@@ -331,7 +331,7 @@ class Sequence(keras.Model):
                 raise ValueError(f"`{name}` must be left out: a sequence model has none. Received: {kwargs[name]!r}")
         super().compile(optimizer=keras.optimizers.get(optimizer), **{"jit_compile": False, **kwargs})
         self.window_loss = SampledSoftmax() if loss == "sampled_softmax" else InBatchRetrieval()
-        if not self.optimizer.built:
+        if self.optimizer is not None and not self.optimizer.built:
             # Left to the first step, it would be built inside that step's graph, which is then traced twice.
             self.optimizer.build(self.trainable_variables)
 
