@@ -1,8 +1,8 @@
 """tfmetarec: TensorFlow recommenders that adapt to a new user inside the request.
 
 `import tfmetarec as tmr`, then `tmr.data`, `tmr.tasks`, `tmr.models`, `tmr.optimizers`, `tmr.meta`, `tmr.transfer`,
-`tmr.evaluation`, `tmr.export`, `tmr.server`, `tmr.client` and `tmr.experiment`. Each is imported when it is first used,
-so that `tfmetarec --help` does not wait for TensorFlow.
+`tmr.evaluation`, `tmr.export`, `tmr.tuning`, `tmr.server`, `tmr.client` and `tmr.experiment`. Each is imported when it
+is first used, so that `tfmetarec --help` does not wait for TensorFlow.
 """
 
 import importlib
@@ -24,6 +24,7 @@ __all__ = [
     "server",
     "tasks",
     "transfer",
+    "tuning",
 ]
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,6 +127,55 @@ def transfer(
     console.print(f"Run folder: {folder}", soft_wrap=True)
 
 
+@app.command()
+def tune(
+    config: ConfigArgument = None,
+    run: RunOption = None,
+    overrides: SetOption = None,
+    tuner: Annotated[str | None, typer.Option(help="bayesian, random, grid or hyperband.")] = None,
+    trials: Annotated[int | None, typer.Option(help="The most trials; more to go on with a finished search.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="When to stop, whatever was tried.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes on this machine that train at the same time.")] = 1,
+) -> None:
+    """Search the settings of an experiment on validation users; continues an interrupted search."""
+    from tfmetarec.config import load
+
+    named = (("tuner", tuner), ("trials", trials), ("max_minutes", max_minutes))
+    given = [f"tuning.{name}={value}" for name, value in named if value is not None]
+    settings = load(config or _own_config(run), [*(overrides or ()), *given])
+    with _tensorflow():
+        from tfmetarec import experiment
+        from tfmetarec.console import search_table, trial_line
+    experiment.check(settings, run)
+    experiment.search_space(settings)
+    prepared = experiment.prepare(settings)
+    folder = experiment.start_run(settings, run)
+    console.print(f"Run folder: {folder}", soft_wrap=True)
+
+    with _resumable(folder, "tune"), console.status("searching") as status:
+        clock = time.monotonic()
+
+        def tell(trial: str, epoch: int, value: float) -> None:
+            status.update(Text(f"trial {trial}: {value:.4f} after epoch {epoch}"))
+
+        def ended(tuner: Any, trial: Any) -> None:
+            console.print(
+                f"{trial_line(tuner, trial)}, {(time.monotonic() - clock) / 60:.1f} min",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+        found = experiment.tune(settings, folder, prepared, workers=workers, tell=tell, ended=ended)
+    if found is None:
+        console.print("No more trials. The chief has the results.")
+        return
+    console.print(search_table(found.trials, found.tuner.oracle.objective))
+    console.print(f"Trials: {folder / 'trials.parquet'}", soft_wrap=True)
+    for plot in found.plots:
+        console.print(f"Plot: {plot}", soft_wrap=True)
+    console.print(f"Next: tfmetarec train {shlex.quote(str(found.file))}", soft_wrap=True)
+
+
 def _train(settings: "Config", run: Path | None) -> None:
     with _tensorflow():
         from tfmetarec import experiment
@@ -134,7 +184,7 @@ def _train(settings: "Config", run: Path | None) -> None:
     prepared = experiment.prepare(settings)
     folder = experiment.start_run(settings, run)
     console.print(f"Run folder: {folder}", soft_wrap=True)
-    with _resumable(folder):
+    with _resumable(folder, "train"):
         console.print(split_table(prepared.split, prepared.vocabulary.name))
         experiment.train(settings, folder, prepared)
         experiment.train_rival(settings, folder, prepared)
@@ -341,11 +391,11 @@ def _own_config(run: Path | None) -> Path | None:
 
 
 @contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
+def _resumable(folder: Path, command: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        command = f"tfmetarec train --run {shlex.quote(str(folder))}"
+        command = f"tfmetarec {command} --run {shlex.quote(str(folder))}"
         errors.print(Text.assemble(("Interrupted.", "yellow"), f" Continue with: {command}"), soft_wrap=True)
         sys.exit(130)
 

@@ -2,12 +2,12 @@
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 
 class ConfigError(ValueError):
@@ -16,6 +16,13 @@ class ConfigError(ValueError):
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def _positive(rates: float | dict[str, float]) -> float | dict[str, float]:
+    for rate in rates.values() if isinstance(rates, dict) else (rates,):
+        if not rate > 0:
+            raise ValueError("must be greater than 0")
+    return rates
 
 
 class DataConfig(_Section):
@@ -60,8 +67,9 @@ class MetaConfig(_Section):
     inner_steps: int = Field(
         3, ge=1, description="Gradient steps on the support, of learners that take gradient steps."
     )
-    inner_learning_rate: float = Field(
-        2.0, gt=0, description="Step size on the support, of learners that take gradient steps."
+    inner_learning_rate: Annotated[float | dict[str, float], AfterValidator(_positive)] = Field(
+        2.0,
+        description="Step size on the support, of learners that take gradient steps; or one by patterns of variables.",
     )
     shrinkage: float = Field(
         20.0, ge=0, description="Interactions that speak for the starting point, of learners that take gradient steps."
@@ -77,7 +85,16 @@ class TrainingConfig(_Section):
     learning_rate: float = Field(1e-3, gt=0, description="Of the outer loop.")
     weight_decay: float = Field(0.05, ge=0, description="Of the outer loop (AdamW).")
     loss: str | None = Field(None, description="A Keras loss or sampled_softmax; unset: by the kind of feedback.")
+    temperature: float | None = Field(
+        None, gt=0, description="What scores are divided by in the sampled softmax of implicit feedback; unset: 1."
+    )
     patience: int = Field(5, ge=1, description="Epochs without improvement on validation users before stopping.")
+    monitor: str | None = Field(
+        None, description="Metric on validation users that decides, e.g. recall@20; unset: nDCG, or MAE of ratings."
+    )
+    monitor_shots: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+        None, min_length=1, description="Support sizes K that it is the mean over; unset: those of evaluation."
+    )
     tensorboard: bool = Field(False, description="Write TensorBoard logs into the run folder.")
 
 
@@ -115,6 +132,21 @@ class ZeroShotConfig(_Section):
     )
 
 
+class TuningConfig(_Section):
+    tuner: Literal["bayesian", "random", "grid", "hyperband", "sklearn"] = Field(
+        "bayesian", description="bayesian, random, grid or hyperband of keras-tuner."
+    )
+    trials: int = Field(20, ge=1, description="The most trials.")
+    epochs: int | None = Field(None, ge=1, description="The most epochs of a trial; unset: those of training.")
+    max_minutes: float | None = Field(None, gt=0, description="When the search ends, whatever was tried.")
+    prune: bool = Field(True, description="End trials that are worse than the median of the others.")
+    options: dict[str, Any] = Field({}, description="Further arguments of the oracle, e.g. `beta` or `factor`.")
+    only: tuple[str, ...] | None = Field(None, description="Names of the space to search; unset: all.")
+    space: dict[str, Any] = Field(
+        {}, description="By key of this file: {min, max, log, step} or a list to search, a value to fix, null to drop."
+    )
+
+
 class EvaluationConfig(_Section):
     shots: tuple[int, ...] = Field((0, 1, 3, 5, 10, 20), description="Support sizes K to report.")
     query: int = Field(20, ge=1, description="Interactions a user is judged on.")
@@ -149,6 +181,7 @@ class Config(_Section):
     distillation: DistillationConfig = DistillationConfig()
     transfer: TransferConfig = TransferConfig()
     zero_shot: ZeroShotConfig = ZeroShotConfig()
+    tuning: TuningConfig = TuningConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     export: ExportConfig = ExportConfig()
 
@@ -186,6 +219,47 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_sentence(error)) from None
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """The configuration with other values.
+
+    Args:
+        config: to start from.
+        values: by dotted key, such as "meta.inner_steps". What follows the name of a mapping is a key in it, dots
+            included: "meta.inner_learning_rate.user_tower/.*kernel".
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    changed = config.model_dump()
+    for key, value in values.items():
+        *sections, last = _split(key)
+        section = changed
+        for name in sections:
+            if not isinstance(section.get(name), dict):
+                section[name] = {}
+            section = section[name]
+        section[last] = value
+    try:
+        return Config.model_validate(changed)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error)) from None
+
+
+def value_of(config: Config, key: str) -> Any:
+    """What a dotted key is set to, as plain JSON; `None` where it is not."""
+    value: Any = config.model_dump(mode="json")
+    for name in _split(key):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _split(key: str) -> list[str]:
+    """The parts of a dotted key: a section, a field of it, and a key of that field where it is a mapping."""
+    section, _, rest = key.partition(".")
+    name, _, inner = rest.partition(".")
+    return [part for part in (section, name, inner) if part]
 
 
 def _set(values: dict[str, Any], override: str) -> None:
@@ -229,14 +303,16 @@ def _absolute(path: str) -> str:
 def _sentence(error: ValidationError) -> str:
     """The first thing that is wrong, in words."""
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
+    # Of a value that may be of several types, pydantic names the type that it tried beside the key.
+    path = [str(part) for part in first["loc"] if part not in ("float", "dict[str,float]")]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
         known = _keys(path[:-1])
         nearest = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)
         hint = f"did you mean `{'.'.join([*path[:-1], nearest[0]])}`?" if nearest else f"known: {', '.join(known)}."
         return f"unknown key `{key}`; {hint}"
-    return f"`{key}`: {first['msg'][:1].lower()}{first['msg'][1:]}. Received: {first['input']!r}"
+    rule = first["msg"].removeprefix("Value error, ")
+    return f"`{key}`: {rule[:1].lower()}{rule[1:]}. Received: {first['input']!r}"
 
 
 def _keys(path: list[str]) -> list[str]:

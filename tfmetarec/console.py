@@ -1,6 +1,8 @@
 """How results look in a terminal."""
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 import polars as pl
 from rich.table import Table
@@ -8,6 +10,7 @@ from rich.text import Text
 
 from tfmetarec.data.splits import Split
 from tfmetarec.evaluation.cold_start import LOWER_IS_BETTER, ColdStartTable
+from tfmetarec.tuning import MetaTuner, best_trial, trials_table
 
 
 def split_table(split: Split, title: str) -> Table:
@@ -79,3 +82,49 @@ def recommendation_table(title: str, columns: dict[str, list[tuple[str, float]]]
             cells += [column[place][0], f"{column[place][1]:.2f}"] if place < len(column) else ["", ""]
         table.add_row(*cells)
     return table
+
+
+def trial_line(tuner: MetaTuner, trial: Any) -> str:
+    """What came of a trial that has just ended, and the best so far."""
+    oracle = tuner.oracle
+    name = f"trial {trial.trial_id} ({len(oracle.end_order)} of {oracle.max_trials})"
+    if trial.status != "COMPLETED":
+        own = trials_table(tuner).filter(pl.col("trial") == trial.trial_id)
+        return f"{name}: failed, {own['reason'][0]}"
+    best = best_trial(tuner)
+    return f"{name}: {oracle.objective.name} {trial.score:.4f}, best {best.score:.4f} (trial {best.trial_id})"
+
+
+def search_table(trials: pl.DataFrame, objective: Any, rows: int = 10) -> Table:
+    """The best trials of a search first, then those that failed, with the values that were tried.
+
+    Args:
+        trials: as `tfmetarec.tuning.trials_table` has them.
+        objective: of the search.
+        rows: the most of either.
+    """
+    done = trials.filter(pl.col("status") == "completed")
+    done = done.sort("score", descending=objective.direction == "max", maintain_order=True)
+    failed = trials.filter(pl.col("status") == "failed")
+    table = Table(title=f"{objective.name} of {done.height} trials on validation users", title_justify="left")
+    for heading in ("trial", objective.name, "epoch", "s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("values")
+    for row in done.head(rows).iter_rows(named=True):
+        seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
+        epochs = f"{row['best_epoch']}/{row['epochs']}"
+        table.add_row(row["trial"], f"{row['score']:.4f}", epochs, seconds, _values(row["values"]))
+    if failed.height:
+        table.add_section()
+    for row in failed.head(rows).iter_rows(named=True):
+        table.add_row(row["trial"], "failed", "", "", f"{row['reason']}\n{_values(row['values'])}")
+    return table
+
+
+def _values(written: str) -> str:
+    """Values by the last parts of their names."""
+    return ", ".join(f"{name.rpartition('.')[2]} {_short(value)}" for name, value in json.loads(written).items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else json.dumps(value).strip('"')

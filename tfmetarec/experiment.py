@@ -5,6 +5,7 @@ Every stage reads and writes one run folder:
     config.yaml  environment.json  checkpoint/  learner.keras  rival.keras  history.json
     metrics.parquet  users.parquet  metrics.json  predictions.parquet (if asked)  new_items.parquet (if added)
     export/NAME/VERSION/
+    tuning/  trials.parquet  best.yaml  plots/  tensorboard/  (of a search)
 
 A stage that was interrupted is run again with the same folder and goes on where it stopped.
 """
@@ -16,28 +17,32 @@ import inspect
 import json
 import os
 import platform
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
 import keras
+import keras_tuner
 import polars as pl
 import yaml
 
-from tfmetarec import data, evaluation, export, tasks, transfer
-from tfmetarec.config import Config, ConfigError, DistillationConfig, load
+from tfmetarec import data, evaluation, export, tasks, transfer, tuning
+from tfmetarec.config import Config, ConfigError, DistillationConfig, load, value_of, with_values
 from tfmetarec.data.whole_file import write_whole
-from tfmetarec.evaluation.validation import MONITORS
 from tfmetarec.meta import Checkpoint, GradientLearner, MetaLearner
+from tfmetarec.meta.losses import SampledSoftmax
 
 NEW_ITEMS = "new_items.parquet"
 # For learners that take gradient steps: one file of settings serves to compare learners of every kind.
 INNER = ("inner_steps", "inner_learning_rate", "shrinkage")
+# A search may go on longer than was meant at first.
+EXTENDABLE = ("tuning.trials", "tuning.max_minutes")
 # Arguments that `build_learner` gives itself, so that nobody can give them among the options.
 _GIVEN = {
     "model": ("vocabulary", "embedding_dim", "dropout", "id_dropout", "seed"),
@@ -78,7 +83,11 @@ def check(config: Config, run: Path | None = None) -> None:
 
 
 def _check_parts(config: Config) -> None:
-    model, meta = config.model, config.meta
+    model, meta, training = config.model, config.meta, config.training
+    if training.temperature is not None and training.loss not in (None, "sampled_softmax"):
+        raise ConfigError(
+            f"`training.temperature` is that of the sampled softmax. Received: training.loss={training.loss}"
+        )
     _check_options("model", find("models", model.kind), model.options)
     _check_options("meta", find("meta", meta.algorithm), meta.options)
     if meta.rival is not None:
@@ -136,12 +145,17 @@ def build_learner(config: Config, vocabulary: data.Vocabulary, algorithm: str | 
     inner = {name: getattr(meta, name) for name in INNER} if issubclass(kind, GradientLearner) else {}
     with _naming_options("meta.options", options):
         learner = kind(model, **inner, contrast=meta.contrast, seed=config.seed, **options)
-    learner.compile(optimizer=_optimizer(config), loss=config.training.loss)
+    learner.compile(optimizer=_optimizer(config), loss=_loss(config))
     return learner
 
 
 def _optimizer(config: Config) -> keras.optimizers.Optimizer:
     return keras.optimizers.AdamW(config.training.learning_rate, weight_decay=config.training.weight_decay)
+
+
+def _loss(config: Config) -> Any:
+    training = config.training
+    return training.loss if training.temperature is None else SampledSoftmax(training.temperature)
 
 
 def _soft_loss(config: Config) -> Any:
@@ -203,32 +217,14 @@ def _train_one(
         return load_learner(finished)
     keras.utils.set_random_seed(config.seed)
     learner = build_learner(config, prepared.vocabulary, algorithm)
-    monitor, mode = MONITORS[learner.feedback]
-    judged = config.evaluation
+    monitor, mode = evaluation.monitor_of(learner.feedback, config.training.monitor)
     completed = config.zero_shot
     is_completed = name == "learner" and bool(completed.items or completed.user_features)
     if is_completed:  # What does not go shows now, and not after training.
         _complete(config, learner, prepared.split.validation)
-    fitted: Any = learner
-    if name == "learner" and config.distillation.teacher is not None:
-        wanted = config.distillation
-        teacher = load_teacher(config, prepared.vocabulary)
-        fitted = transfer.Distiller(
-            learner, teacher, soft_loss=_soft_loss(config), alpha=wanted.alpha, candidates=wanted.candidates
-        )
-        fitted.compile(optimizer=_optimizer(config), loss=config.training.loss)
+    fitted = _taught(config, learner) if name == "learner" else learner
     checkpoint = Checkpoint(run / "checkpoint" / name, monitor=monitor, mode=mode, patience=config.training.patience)
-    callbacks: list[keras.callbacks.Callback] = [
-        evaluation.ColdStartValidation(
-            prepared.split.validation,
-            shots=judged.shots,
-            query=judged.query,
-            top_k=judged.top_k,
-            order=config.tasks.order,
-            seed=config.seed,
-        ),
-        checkpoint,
-    ]
+    callbacks: list[keras.callbacks.Callback] = [_validation(config, prepared), checkpoint]
     if config.training.tensorboard:
         callbacks.append(keras.callbacks.TensorBoard(run / "tensorboard" / name))
     episodes = build_episodes(config, prepared)
@@ -239,6 +235,37 @@ def _train_one(
     _write(run / f"{name}-history.json", json.dumps(checkpoint.history, indent=1))
     _save(learner, finished)
     return learner
+
+
+def _taught(config: Config, learner: MetaLearner) -> Any:
+    """The learner with its teacher, if it is to have one: what `fit` is called on."""
+    wanted = config.distillation
+    if wanted.teacher is None:
+        return learner
+    assert learner.vocabulary is not None
+    distiller = transfer.Distiller(
+        learner,
+        load_teacher(config, learner.vocabulary),
+        soft_loss=_soft_loss(config),
+        alpha=wanted.alpha,
+        candidates=wanted.candidates,
+    )
+    distiller.compile(optimizer=_optimizer(config), loss=_loss(config))
+    return distiller
+
+
+def _validation(config: Config, prepared: Prepared) -> evaluation.ColdStartValidation:
+    """What decides, at the end of every epoch."""
+    judged, training = config.evaluation, config.training
+    return evaluation.ColdStartValidation(
+        prepared.split.validation,
+        shots=judged.shots if training.monitor_shots is None else training.monitor_shots,
+        query=judged.query,
+        top_k=judged.top_k,
+        order=config.tasks.order,
+        metric=training.monitor,
+        seed=config.seed,
+    )
 
 
 def _complete(config: Config, learner: MetaLearner, interactions: data.Interactions) -> MetaLearner:
@@ -280,6 +307,201 @@ def evaluate(
     )
     _write_table(run, table)
     return table
+
+
+def search_space(config: Config) -> tuple[Config, dict[str, tuning.Dimension]]:
+    """What `tuning.space` leaves of the whole space, and the configuration with the values that it fixes.
+
+    Raises:
+        ValueError: for a key that is none, or values that a configuration cannot have.
+    """
+    wanted = config.tuning
+    given = {
+        name: tuning.read_dimension(f"tuning.space.{name}", value)
+        for name, value in wanted.space.items()
+        if isinstance(value, dict | list)
+    }
+    fixed = {name: value for name, value in wanted.space.items() if name not in given and value is not None}
+    config = with_values(config, fixed)
+    space = {**_fitting(config, tuning.SPACE), **given}
+    if "meta.algorithm" in given and isinstance(space["meta.algorithm"], tuning.Range):
+        raise ConfigError("`tuning.space.meta.algorithm` must be a list of algorithms.")
+    if any(name.startswith("meta.inner_learning_rate.") for name in given):
+        space.pop("meta.inner_learning_rate", None)  # A rate for each pattern is no rate for all.
+    dropped = [name for name, value in wanted.space.items() if value is None]
+    if wanted.only is not None:
+        if missing := [name for name in wanted.only if name not in space]:
+            nearest = difflib.get_close_matches(missing[0], space, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"There are: {', '.join(space)}."
+            raise ConfigError(f"`tuning.only` must be names of the space; {hint} Received: {missing[0]!r}")
+        dropped += [name for name in space if name not in wanted.only]
+    space = _conditional(config, {name: space[name] for name in space if name not in {*dropped, *fixed}})
+    if not space:
+        raise ConfigError("`tuning.space` leaves nothing to search.")
+    for name, dimension in space.items():
+        condition = {} if dimension.when is None else {dimension.when[0]: dimension.when[1][0]}
+        ends = dimension.values if isinstance(dimension, tuning.Choice) else (dimension.low, dimension.high)
+        for value in ends:
+            try:
+                _check_parts(with_values(config, {**condition, name: value}))
+            except ValueError as error:
+                raise ConfigError(f"`tuning.space.{name}`: {error}") from None
+    return config, space
+
+
+def _fitting(config: Config, space: dict[str, tuning.Dimension]) -> dict[str, tuning.Dimension]:
+    """The names of a space that mean something for what is configured."""
+    model_options = _parameters(find("models", config.model.kind))
+    distilled, losses = config.distillation, (None, "sampled_softmax")
+
+    def fits(name: str) -> bool:
+        section, _, rest = name.partition(".")
+        if name == "meta.algorithm":
+            return not config.meta.options  # They are those of one algorithm.
+        if name == "training.temperature":
+            return config.training.loss in losses
+        if name == "distillation.options.temperature":
+            named = getattr(transfer, distilled.loss or "", None)
+            return distilled.teacher is not None and named is not None and "temperature" in _parameters(named)
+        if section == "distillation":
+            return distilled.teacher is not None
+        return section != "model" or not rest.startswith("options.") or rest.partition(".")[2] in model_options
+
+    found = {name: dimension for name, dimension in space.items() if fits(name)}
+    for name in ("meta.algorithm", "tasks.support"):  # What is configured is always tried.
+        dimension, own = found.get(name), value_of(config, name)
+        if isinstance(dimension, tuning.Choice) and own not in dimension.values:
+            found[name] = tuning.Choice((own, *dimension.values))
+    return found
+
+
+def _conditional(config: Config, space: dict[str, tuning.Dimension]) -> dict[str, tuning.Dimension]:
+    """The space in which settings of gradient steps are asked of algorithms alone that take such steps."""
+    of_steps = [f"meta.{name}" for name in INNER] + ["meta.options.adaptation_steps"]
+    chosen = space.get("meta.algorithm")
+    algorithms = chosen.values if isinstance(chosen, tuning.Choice) else (config.meta.algorithm,)
+    stepping = tuple(name for name in algorithms if issubclass(find("meta", name), GradientLearner))
+    found: dict[str, tuning.Dimension] = {}
+    for name, dimension in space.items():
+        own = dimension.when is None and (name in of_steps or name.startswith("meta.inner_learning_rate."))
+        if own and len(stepping) < len(algorithms):
+            if not stepping or chosen is None:
+                continue
+            dimension = replace(dimension, when=("meta.algorithm", stepping))
+        found[name] = dimension
+    return found
+
+
+def hyper_model(config: Config, prepared: Prepared) -> tuning.MetaHyperModel:
+    """The configured learner with `tuning.space` to search, for any tuner of keras-tuner.
+
+    What is searched has the names of keys; the first values are those of the configuration.
+
+    Raises:
+        ValueError: as `search_space`.
+    """
+    config, space = search_space(config)
+    defaults = {name: value_of(config, name) for name in space}
+    unset = {"training.temperature": 1.0, "meta.options.adaptation_steps": config.meta.inner_steps}
+    defaults |= {name: value for name, value in unset.items() if name in defaults and defaults[name] is None}
+
+    def build(values: dict[str, Any]) -> Any:
+        chosen = with_values(config, values)
+        _check_parts(chosen)
+        return _taught(chosen, build_learner(chosen, prepared.vocabulary))
+
+    return tuning.MetaHyperModel(
+        build,
+        lambda values: build_episodes(with_values(config, values), prepared),
+        space=space,
+        defaults=defaults,
+        validation=_validation(config, prepared),
+        seed=config.seed,
+    )
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search has left in the run folder.
+
+    Attributes:
+        tuner: with the trials.
+        trials: a row for each, as `tuning.trials_table` has them.
+        best: the best trial.
+        config: with which `train` does what the best trial did.
+        file: `best.yaml`, with the same.
+        plots: files of pictures; none without matplotlib.
+    """
+
+    tuner: tuning.MetaTuner
+    trials: pl.DataFrame
+    best: Any
+    config: Config
+    file: Path
+    plots: list[Path]
+
+
+def tune(
+    config: Config,
+    run: Path,
+    prepared: Prepared,
+    *,
+    workers: int = 1,
+    tell: Callable[[str, int, float], None] | None = None,
+    ended: Callable[[tuning.MetaTuner, Any], None] | None = None,
+) -> Tuned | None:
+    """Searches for the best configuration on validation users; takes up what an earlier call with this folder left.
+
+    Args:
+        config: of the experiment.
+        run: its folder, from `start_run`. Workers on several machines share it.
+        prepared: by `prepare`.
+        workers: processes that train at the same time.
+        tell: called after every epoch with the trial's id, the epoch and the objective.
+        ended: called after every trial with the tuner and the trial.
+
+    Returns:
+        What was found, or `None` in a worker, whose chief has it.
+    """
+    wanted = config.tuning
+    hypermodel = hyper_model(config, prepared)
+    objective = keras_tuner.Objective(
+        *evaluation.monitor_of(prepared.vocabulary.specs.feedback, config.training.monitor)
+    )
+    tuner = tuning.search(
+        hypermodel,
+        objective=objective,
+        folder=run / "tuning",
+        tuner=wanted.tuner,
+        trials=wanted.trials,
+        epochs=wanted.epochs or config.training.epochs,
+        patience=config.training.patience,
+        prune=wanted.prune,
+        max_minutes=wanted.max_minutes,
+        seed=config.seed,
+        options=wanted.options,
+        workers=workers,
+        worker_command=[sys.executable, "-m", "tfmetarec", "tune", "--run", str(run)],
+        tell=tell,
+        ended=ended,
+    )
+    if tuning.role() == "worker":
+        return None
+    trials, best = tuning.trials_table(tuner), tuning.best_trial(tuner)
+    found = with_values(
+        search_space(config)[0],
+        {**hypermodel.values(best.hyperparameters.copy()), "training.epochs": len(tuning.epochs_of(tuner, best))},
+    )
+    with write_whole(run / "trials.parquet") as partial:
+        trials.write_parquet(partial)
+    _write(run / "best.yaml", f"# {objective.name} {best.score:.6g} on validation users.\n{found.to_yaml()}")
+    tuning.write_tensorboard(tuner, run / "tensorboard")
+    rates = ("meta.inner_learning_rate", "training.learning_rate")
+    try:
+        plots = tuning.draw(tuner, run / "plots", rates, seed=config.seed)
+    except ImportError:  # An extra.
+        plots = []
+    return Tuned(tuner, trials, best, found, run / "best.yaml", plots)
 
 
 @dataclass(frozen=True)
@@ -449,6 +671,8 @@ def start_run(config: Config, run: Path | None = None) -> Path:
     check(config, run)
     run = run or Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
     if _begun(run):
+        if (text := config.to_yaml()) != (run / "config.yaml").read_text():  # A search that goes on for longer.
+            _write(run / "config.yaml", text)
         return run
     run.mkdir(parents=True, exist_ok=True)
     _write(run / "environment.json", json.dumps(environment(config.seed), indent=1))
@@ -589,7 +813,7 @@ def _check_lengths(part: str, interactions: data.Interactions, vocabulary: data.
 
 def _begun(run: Path) -> bool:
     """Whether anything was trained in a folder that would be lost, or mixed up, under another configuration."""
-    trained = any((run / name).exists() for name in ("checkpoint", "learner.keras", "rival.keras", "method"))
+    trained = any((run / name).exists() for name in ("checkpoint", "learner.keras", "rival.keras", "method", "tuning"))
     return trained and (run / "config.yaml").exists()
 
 
@@ -597,6 +821,8 @@ def _check_same(config: Config, run: Path) -> None:
     there = _flat(yaml.safe_load((run / "config.yaml").read_text()))
     here = _flat(config.model_dump(mode="json"))
     for key in [*here, *there]:
+        if key in EXTENDABLE:
+            continue
         before, now = there.get(key, "unset"), here.get(key, "unset")
         if before != now:
             raise ValueError(

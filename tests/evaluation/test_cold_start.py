@@ -48,7 +48,10 @@ def test_the_support_comes_first_in_time_and_the_query_is_the_same_for_every_k()
     assert table.per_user.filter(pl.col("user_id") == 1)["recall@2"].to_list() == [1.0, 1.0, 1.0]
     assert table.per_user.filter(pl.col("user_id") == 2)["recall@2"].to_list() == [0.0, 0.0, 0.0]
     assert [lengths.tolist() for lengths in oracle.lengths] == [[0, 0], [2, 2], [4, 4]]
-    assert oracle.supports[1].tolist() == [[1, 2], [6, 5]]
+    assert oracle.supports[1].tolist() == [
+        [1, 2, 0, 0],
+        [6, 5, 0, 0],
+    ]  # As wide for every K, and nothing past the length.
     assert table.summary.filter((pl.col("metric") == "recall@2") & (pl.col("K") == 2))["mean"].item() == 0.5
 
 

@@ -4,7 +4,7 @@ from tfmetarec.evaluation import metrics
 from tfmetarec.evaluation.bootstrap import Difference, Interval, bootstrap_mean, paired_bootstrap
 from tfmetarec.evaluation.cold_start import ColdStartTable, Recommender, cold_start, fitted_floors
 from tfmetarec.evaluation.cross_domain import cross_domain
-from tfmetarec.evaluation.validation import ColdStartValidation
+from tfmetarec.evaluation.validation import ColdStartValidation, monitor_of
 
 __all__ = [
     "ColdStartTable",
@@ -17,5 +17,6 @@ __all__ = [
     "cross_domain",
     "fitted_floors",
     "metrics",
+    "monitor_of",
     "paired_bootstrap",
 ]

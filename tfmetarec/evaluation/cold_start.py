@@ -209,17 +209,21 @@ def _slots(table: TaskTable, width: int, order: str | None, seed: int) -> np.nda
 
 
 def _trials(table: TaskTable, slots: np.ndarray, k: int, most: int) -> Iterator[tuple[pl.Series, Trial]]:
-    """The users in batches, each with its support of length `k` and its query."""
+    """The users in batches, each with its support of length `k` and its query.
+
+    A support is as wide for every K, so that a learner's graph is traced once, and holds nothing past its length.
+    """
+    width = max(most, 1)
     for first in range(0, len(table), _BATCH):
         part = slots[first : first + _BATCH]
-        shown = part[:, : max(k, 1)]  # Width 1 for K = 0, with length 0: an empty width would lose the shapes.
-        item = table.items.take(table.item[shown])
-        if k == 0:  # Nothing of the user may show, not even past the length.
-            item = {name: np.zeros_like(value) for name, value in item.items()}
+        item = table.items.take(table.item[part[:, :width]])
+        for value in item.values():
+            value[:, k:] = 0
+        label = table.label[part[:, :width]]
+        label[:, k:] = 0
         users = table.users.take(table.user[part[:, 0]])
-        length = np.full(len(part), k, np.int32)
-        support = Support(users, item, table.label[shown] * min(k, 1), length)
-        yield table.keys[first : first + _BATCH], Trial(support, shown[:, :k], part[:, most:])
+        support = Support(users, item, label, np.full(len(part), k, np.int32))
+        yield table.keys[first : first + _BATCH], Trial(support, part[:, :k], part[:, most:])
 
 
 def _scores(name: str, recommender: Recommender, trial: Trial, table: TaskTable, vocabulary: Vocabulary) -> np.ndarray:

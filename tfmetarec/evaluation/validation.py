@@ -7,13 +7,20 @@ import keras
 import polars as pl
 
 from tfmetarec.data.interactions import Interactions
-from tfmetarec.evaluation.cold_start import cold_start
+from tfmetarec.evaluation.cold_start import LOWER_IS_BETTER, cold_start
 
 MONITORS = {"implicit": ("val_ndcg", "max"), "explicit": ("val_mae", "min")}
 
 
+def monitor_of(feedback: str, metric: str | None = None) -> tuple[str, str]:
+    """The name under which `ColdStartValidation` logs a metric, and whether "min" or "max" of it is best."""
+    if metric is None:
+        return MONITORS[feedback]
+    return f"val_{metric}", "min" if metric in LOWER_IS_BETTER else "max"
+
+
 class ColdStartValidation(keras.callbacks.Callback):
-    """Adds `val_ndcg` (implicit) or `val_mae` (explicit) to the logs: the mean over K on validation users.
+    """Adds a metric on validation users to the logs, the mean over K: `val_ndcg`, `val_mae` of ratings, or another.
 
     Put it before a `Checkpoint`, an `EarlyStopping` or a tuner that monitors the figure.
 
@@ -23,7 +30,12 @@ class ColdStartValidation(keras.callbacks.Callback):
         query: int. Interactions a user is judged on.
         top_k: int. Length of the recommended list.
         order: "time", "random" or `None`, as in `cold_start`.
+        metric: name of a metric of the table, such as "recall@20", or "recall" whatever the length of the list. It is
+            logged as `val_` and this name. Defaults to nDCG, or MAE.
         seed: int.
+
+    Raises:
+        ValueError: at the end of the first epoch, if the table has no such metric.
     """
 
     def __init__(
@@ -34,10 +46,11 @@ class ColdStartValidation(keras.callbacks.Callback):
         query: int = 20,
         top_k: int = 20,
         order: str | None = None,
+        metric: str | None = None,
         seed: int = 0,
     ):
         super().__init__()
-        self.interactions = interactions
+        self.interactions, self.metric = interactions, metric
         self.options: dict[str, Any] = {
             "shots": tuple(shots),
             "query": query,
@@ -48,7 +61,11 @@ class ColdStartValidation(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         table = cold_start({"learner": self.model}, self.interactions, **self.options)
-        name, _ = MONITORS[table.feedback]
-        chosen = table.summary.filter(pl.col("metric").str.starts_with(name.removeprefix("val_")))
+        name, _ = monitor_of(table.feedback, self.metric)
+        wanted = name.removeprefix("val_")
+        chosen = table.summary.filter((pl.col("metric") == wanted) | pl.col("metric").str.starts_with(f"{wanted}@"))
+        if chosen.is_empty():
+            known = ", ".join(table.summary["metric"].unique(maintain_order=True))
+            raise ValueError(f"`metric` must be one of {known}. Received: metric={self.metric!r}")
         if logs is not None:
             logs[name] = float(chosen["mean"].mean())  # type: ignore[arg-type]

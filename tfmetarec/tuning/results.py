@@ -1,0 +1,102 @@
+"""What a search has found: a row for each trial, and the same for TensorBoard."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import tensorflow as tf
+
+from tfmetarec.tuning.stopping import history
+from tfmetarec.tuning.tuner import OUTCOME, MetaTuner
+
+
+def best_trial(tuner: MetaTuner) -> Any:
+    """The completed trial with the best objective, the earliest of equals.
+
+    Raises:
+        RuntimeError: if no trial was completed, with what each died of.
+    """
+    completed = [trial for trial in tuner.oracle.trials.values() if trial.status == "COMPLETED"]
+    if completed:
+        sign = 1 if tuner.oracle.objective.direction == "max" else -1
+        return max(sorted(completed, key=lambda trial: trial.trial_id), key=lambda trial: sign * trial.score)
+    failed = [(trial_id, _outcome(tuner, trial_id)["reason"]) for trial_id in tuner.oracle.end_order]
+    if not failed:
+        raise RuntimeError("no trial was finished: there was no time for one.")
+    told = "; ".join(f"trial {trial_id}: {reason}" for trial_id, reason in failed[:5])
+    more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
+    raise RuntimeError(f"all {len(failed)} trials failed, so there is nothing to choose from. {told}{more}")
+
+
+def trials_table(tuner: MetaTuner) -> pl.DataFrame:
+    """A row for each trial, in the order in which they began.
+
+    Columns: `trial`, `status`, `score` (of the best epoch), `epochs` (trained, those of a trial that it goes on from
+    included), `best_epoch` (from 1 on), `seconds`, `reason` (why it failed), `goes_on_from` (a trial that Hyperband
+    promoted), and `values`: what was searched, as JSON.
+    """
+    rows = []
+    for trial_id in tuner.oracle.start_order:
+        trial = tuner.oracle.trials[trial_id]
+        figures = [epoch[tuner.oracle.objective.name] for epoch in history(tuner.trial_folder(trial_id))]
+        outcome, done = _outcome(tuner, trial_id), trial.status == "COMPLETED"
+        pick = max if tuner.oracle.objective.direction == "max" else min
+        rows.append(
+            {
+                "trial": trial_id,
+                "status": trial.status.lower(),
+                "score": trial.score if done else None,
+                "epochs": len(figures),
+                "best_epoch": figures.index(pick(figures)) + 1 if figures and done else None,
+                "seconds": outcome["seconds"],
+                "reason": outcome["reason"],
+                "goes_on_from": trial.hyperparameters.values.get("tuner/trial_id"),
+                "values": json.dumps(values_of(tuner, trial)),
+            }
+        )
+    kinds = {"score": pl.Float64, "best_epoch": pl.Int64, "seconds": pl.Float64}
+    texts = dict.fromkeys(("trial", "status", "reason", "goes_on_from", "values"), pl.String)
+    return pl.DataFrame(rows, schema_overrides={**kinds, **texts})
+
+
+def values_of(tuner: MetaTuner, trial: Any) -> dict[str, Any]:
+    """What a trial was given, by the names of the space."""
+    hp = trial.hyperparameters.copy()
+    named = getattr(tuner.hypermodel, "values", None)
+    if named is not None:
+        return named(hp)
+    return {name: value for name, value in hp.values.items() if not name.startswith("tuner/")}
+
+
+def epochs_of(tuner: MetaTuner, trial: Any) -> list[dict[str, float]]:
+    """What each epoch of a trial logged."""
+    return history(tuner.trial_folder(trial.trial_id))
+
+
+def write_tensorboard(tuner: MetaTuner, folder: Path) -> None:
+    """Writes every finished trial for TensorBoard's HParams page: its values, and the objective after each epoch."""
+    from tensorboard.plugins.hparams import api
+
+    objective = tuner.oracle.objective.name
+    for trial_id in tuner.oracle.end_order:
+        trial, own = tuner.oracle.trials[trial_id], folder / f"trial_{trial_id}"
+        if own.exists():
+            continue
+        writer = tf.summary.create_file_writer(str(own))
+        with writer.as_default():
+            api.hparams({name: _plain(value) for name, value in values_of(tuner, trial).items()}, trial_id=trial_id)
+            for epoch, figures in enumerate(epochs_of(tuner, trial), 1):
+                tf.summary.scalar(objective, figures[objective], step=epoch)
+        writer.close()
+
+
+def _plain(value: Any) -> Any:
+    """Lists and nothing as text: TensorBoard knows numbers, booleans and strings."""
+    return value if isinstance(value, bool | int | float | str) else json.dumps(value)
+
+
+def _outcome(tuner: MetaTuner, trial_id: str) -> Mapping[str, Any]:
+    file = tuner.trial_folder(trial_id) / OUTCOME
+    return json.loads(file.read_text()) if file.exists() else {"seconds": None, "reason": None}

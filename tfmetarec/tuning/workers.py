@@ -1,0 +1,129 @@
+"""Several workers on this machine, led over keras-tuner's own gRPC service, which is that of several machines too."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import NamedTuple
+
+import grpc
+
+from tfmetarec.tuning.tuner import MetaTuner, write_outcome
+
+HOST = "127.0.0.1"
+ADDRESS = ("KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
+ROLE = "KERASTUNER_TUNER_ID"
+
+
+class _Worker(NamedTuple):
+    name: str
+    process: subprocess.Popen
+    log: Path
+
+
+def role() -> str:
+    """What the environment makes of this process: "alone", "chief" or "worker".
+
+    Raises:
+        ValueError: if only a part of the three variables is set.
+    """
+    there = [name for name in (*ADDRESS, ROLE) if os.environ.get(name)]
+    if not there:
+        return "alone"
+    if missing := [name for name in (*ADDRESS, ROLE) if name not in there]:
+        raise ValueError(f"a search on several machines needs {', '.join((*ADDRESS, ROLE))}. Missing: {missing[0]}")
+    return "chief" if "chief" in os.environ[ROLE] else "worker"
+
+
+def lead(
+    tuner: MetaTuner,
+    command: Sequence[str],
+    workers: int,
+    *,
+    environment: dict[str, str] | None = None,
+) -> None:
+    """Starts workers and hands out trials to them until the oracle has no more.
+
+    The channel is not encrypted and asks nobody who they are: it listens on the loopback interface alone. A worker
+    that dies loses its trial, which is noted as failed, and another takes its place.
+
+    Args:
+        tuner: whose oracle is asked. It trains nothing here.
+        command: of a worker, which makes the same tuner and searches. It finds in its environment where to ask.
+        workers: int, at least 1.
+        environment: further variables of the workers.
+
+    Raises:
+        RuntimeError: if a worker ends with an error before it has taken a trial: the others would too.
+    """
+    from keras_tuner.src import protos
+    from keras_tuner.src.distribute.oracle_chief import OracleServicer
+
+    oracle = tuner.oracle
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=1))  # The oracle answers one at a time.
+    protos.get_service_grpc().add_OracleServicer_to_server(OracleServicer(oracle), server)
+    port = server.add_insecure_port(f"{HOST}:0")
+    server.start()
+    tuner.save()
+    shared = {**os.environ, **_threads(workers), **(environment or {})}
+    shared |= {ADDRESS[0]: HOST, ADDRESS[1]: str(port)}
+    logs = tuner.folder / "workers"
+    logs.mkdir(exist_ok=True)
+    names = [f"worker-{number}" for number in range(workers)]
+    running = [_start(name, command, shared, logs) for name in names]
+    try:
+        while running:
+            time.sleep(0.2)
+            tuner.tell_of_ended()
+            for worker in list(running):
+                code = worker.process.poll()
+                if code is None:
+                    continue
+                running.remove(worker)
+                if code != 0:
+                    _end_its_trial(tuner, worker, code)
+                    running.append(_start(worker.name, command, shared, logs))
+    finally:
+        for worker in running:
+            worker.process.terminate()
+        for worker in running:
+            _wait(worker.process)
+        server.stop(None).wait()
+    tuner.tell_of_ended()
+
+
+def _start(name: str, command: Sequence[str], environment: dict[str, str], logs: Path) -> _Worker:
+    log = logs / f"{name}.log"
+    with log.open("ab") as out:
+        process = subprocess.Popen(command, env={**environment, ROLE: name}, stdout=out, stderr=subprocess.STDOUT)
+    return _Worker(name, process, log)
+
+
+def _end_its_trial(tuner: MetaTuner, worker: _Worker, code: int) -> None:
+    """Marks the trial of a dead worker as failed; without one, the search cannot go on."""
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+    trial = tuner.oracle.ongoing_trials.get(worker.name)
+    if trial is None:
+        lines = [line for line in worker.log.read_text(errors="replace").splitlines() if line.strip()]
+        raise RuntimeError(f"{worker.name} {how} before it had a trial; its log {worker.log} ends: {lines[-1:]}")
+    trial.status, trial.message = "FAILED", f"its worker {how}"
+    write_outcome(tuner.trial_folder(trial.trial_id), None, trial.message)
+    tuner.oracle.end_trial(trial)
+
+
+def _threads(workers: int) -> dict[str, str]:
+    """Shares the cores, unless the user has."""
+    each = str(max(1, (os.cpu_count() or 1) // workers))
+    names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+    return {name: os.environ.get(name, each) for name in names}
+
+
+def _wait(process: subprocess.Popen) -> None:
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
