@@ -16,10 +16,10 @@ from sklearn.exceptions import ConvergenceWarning
 from tfmetarec.data.whole_file import write_whole
 
 
-class _Searching:
+class _Searching(kt.Oracle):
     """What all our oracles do, before the oracle of keras-tuner among their bases.
 
-    The first trial has the defaults. No trial begins after `stop_at`. State is written whole or not at all, and a
+    The first trial has the defaults. No other one begins after `stop_at`. State is written whole or not at all, and a
     trial that was begun and not ended is run again after a restart, whatever moment the process was killed at.
     """
 
@@ -27,18 +27,18 @@ class _Searching:
     stop_at: float | None = None  # As `time.time` counts.
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
-        if self.stop_at is not None and time.time() >= self.stop_at:
+        if self.start_order and self.stop_at is not None and time.time() >= self.stop_at:
             return {"status": "STOPPED", "values": None}
-        self.draw_anew(len(self.trials))  # type: ignore[attr-defined]
-        response = super().populate_space(trial_id)  # type: ignore[misc]
-        if self.defaults_first and not self.start_order and response["status"] == "RUNNING":  # type: ignore[attr-defined]
+        self.draw_anew(len(self.trials))
+        response = super().populate_space(trial_id)
+        if self.defaults_first and not self.start_order and response["status"] == "RUNNING":
             own = {name: value for name, value in response["values"].items() if name.startswith("tuner/")}
             response["values"] = {**self._defaults(), **own}
         return response
 
     def _defaults(self) -> dict[str, Any]:
         space = kt.HyperParameters()
-        for parameter in self.get_space().space:  # type: ignore[attr-defined]
+        for parameter in self.get_space().space:
             space.merge([parameter])
             if space.is_active(parameter):
                 space.values[parameter.name] = parameter.default
@@ -48,22 +48,22 @@ class _Searching:
         """Makes what is drawn depend on the seed and the number of the trial alone, however often one restarted."""
 
     def save(self) -> None:
-        with write_whole(Path(self._get_oracle_fname())) as partial:  # type: ignore[attr-defined]
-            partial.write_text(json.dumps(self.get_state()))  # type: ignore[attr-defined]
+        with write_whole(Path(self._get_oracle_fname())) as partial:
+            partial.write_text(json.dumps(self.get_state()))
 
     def _save_trial(self, trial: Any) -> None:
-        with write_whole(Path(self._get_trial_dir(trial.trial_id)) / "trial.json") as partial:  # type: ignore[attr-defined]
+        with write_whole(Path(self._get_trial_dir(trial.trial_id)) / "trial.json") as partial:
             partial.write_text(json.dumps(trial.get_state()))
 
     def reload(self) -> None:
-        super().reload()  # type: ignore[misc]
-        self.trials = dict(sorted(self.trials.items()))
+        super().reload()
+        self.trials: dict[str, Any] = dict(sorted(self.trials.items()))
         # keras-tuner saves a trial's end while it is still among those under way, and a trial's file before its own.
-        self._retry_queue = [name for name in self.trials if name not in self.end_order]  # type: ignore[attr-defined]
+        self._retry_queue = [name for name in self.trials if name not in self.end_order]
         for name in self._retry_queue:
-            self.trials[name] = Trial(self.trials[name].hyperparameters, name)  # type: ignore[attr-defined]
-            if name not in self.start_order:  # type: ignore[attr-defined]
-                self.start_order.append(name)  # type: ignore[attr-defined]
+            self.trials[name] = Trial(self.trials[name].hyperparameters, name)
+            if name not in self.start_order:
+                self.start_order.append(name)
 
 
 class _Random(_Searching, oracles.RandomSearchOracle):
