@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tfmetarec.config import Config, ConfigError, load
+from tfmetarec.config import Config, ConfigError, load, value_of, with_values
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -102,3 +102,31 @@ def test_every_shipped_config_is_valid(path: Path) -> None:
 def test_the_shipped_quickstart_config_is_what_quickstart_runs() -> None:
     shipped = load(CONFIGS[0].parent / "completejourney.yaml")
     assert shipped.model_copy(update={"name": "quickstart"}) == Config()
+
+
+def test_other_values_make_another_configuration() -> None:
+    config = load(None, ["meta.options={proximal: 1}"])
+    other = with_values(
+        config, {"meta.options.adaptation_steps": 5, "tasks.support": [0, 5], "model.options.item_hidden": None}
+    )
+    assert other.meta.options == {"proximal": 1, "adaptation_steps": 5}
+    assert other.tasks.support == (0, 5)
+    assert other.model.options == {"item_hidden": None}
+    assert config.meta.options == {"proximal": 1}
+    assert value_of(other, "meta.options.adaptation_steps") == 5
+    assert value_of(other, "tasks.support") == [0, 5]
+    assert value_of(config, "model.options.item_hidden") is None
+    with pytest.raises(ConfigError, match="unknown key `meta.inner_step`; did you mean `meta.inner_steps`?"):
+        with_values(config, {"meta.inner_step": 2})
+
+
+def test_a_rate_for_each_layer_takes_the_place_of_one_for_all() -> None:
+    patterns = {"meta.inner_learning_rate.head/tower.*": 0.5, "meta.inner_learning_rate.level": 2.0}
+    found = with_values(Config(), patterns)
+    assert found.meta.inner_learning_rate == {"head/tower.*": 0.5, "level": 2.0}
+    with pytest.raises(ConfigError, match="`meta.inner_learning_rate`: must be greater than 0. Received: {'a': 0.0}"):
+        load(None, ["meta.inner_learning_rate={a: 0.0}"])
+    with pytest.raises(ConfigError, match="`meta.inner_learning_rate`: must be greater than 0. Received: -1"):
+        load(None, ["meta.inner_learning_rate=-1"])
+    with pytest.raises(ConfigError, match="`meta.inner_learning_rate`: input should be a valid number.* Received: 'x'"):
+        load(None, ["meta.inner_learning_rate=x"])

@@ -335,6 +335,9 @@ def search_space(config: Config) -> tuple[Config, dict[str, tuning.Dimension]]:
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"There are: {', '.join(space)}."
             raise ConfigError(f"`tuning.only` must be names of the space; {hint} Received: {missing[0]!r}")
         dropped += [name for name in space if name not in wanted.only]
+    tuning.make_oracle(  # Refuses what it does not take.
+        wanted.tuner, keras_tuner.Objective("loss", "min"), trials=1, epochs=1, options=wanted.options
+    )
     space = _conditional(config, {name: space[name] for name in space if name not in {*dropped, *fixed}})
     if not space:
         raise ConfigError("`tuning.space` leaves nothing to search.")

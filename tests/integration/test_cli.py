@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -390,3 +391,51 @@ def test_serve_takes_the_flags_of_tensorflow_serving(tmp_path: Path) -> None:
     printed = tfmetarec("serve", "--help", cwd=tmp_path)
     for flag in ("--port", "--rest_api_port", "--model_name", "--model_base_path", "--model_config_file"):
         assert flag in printed
+
+
+def test_a_search_finds_a_configuration_that_training_reproduces(tmp_path: Path) -> None:
+    search = {"trials": 2, "only": ["training.learning_rate", "model.embedding_dim"], "prune": False}
+    small = {**SMALL, "meta": {**SMALL["meta"], "rival": None}, "tuning": search}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
+    printed = tfmetarec("tune", "small.yaml", "--run", "found", cwd=tmp_path)
+    for number in range(2):
+        assert f"trial {number} ({number + 1} of 2): val_ndcg" in printed
+    assert "val_ndcg of 2 trials on validation users" in printed
+    assert "Next: tfmetarec train found/best.yaml" in printed
+    trials = pl.read_parquet(tmp_path / "found" / "trials.parquet")
+    assert json.loads(trials["values"][0]) == {"training.learning_rate": 0.01, "model.embedding_dim": 16}
+    tfmetarec("train", "found/best.yaml", "--run", "again", cwd=tmp_path)
+    history = json.loads((tmp_path / "again" / "learner-history.json").read_text())
+    assert max(epoch["val_ndcg"] for epoch in history) == pytest.approx(max(trials["score"]), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_for_longer_with_more_workers(tmp_path: Path) -> None:
+    search = {"trials": 2, "only": ["training.learning_rate", "model.embedding_dim"], "tuner": "hyperband"}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump({**SMALL, "tuning": search}))
+    tfmetarec("tune", "small.yaml", "--run", "found", cwd=tmp_path)
+    trials = pl.read_parquet(tmp_path / "found" / "trials.parquet")
+    printed = tfmetarec("tune", "--run", "found", "--trials", "4", "--workers", "2", cwd=tmp_path)
+    assert "(4 of 4)" in printed
+    longer = pl.read_parquet(tmp_path / "found" / "trials.parquet")
+    assert longer.head(2).equals(trials)
+    assert longer["status"].to_list() == ["completed"] * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--trials", "0"], "`tuning.trials`: input should be greater than or equal to 1. Received: 0"),
+        (["--tuner", "tpe"], "`tuning.tuner`: input should be 'bayesian', 'random', 'grid', 'hyperband' or 'sklearn'"),
+        (["--tuner", "sklearn"], "`tuner` 'sklearn' tunes scikit-learn's estimators on folds of rows"),
+        (["--set", "tuning.space={a.b: [1]}"], "`tuning.space.a.b`: unknown key `a`"),
+        (["--set", "tuning.options={factory: 1}"], "`options` of the tuner: .*'factory'"),
+        (["--max-minutes", "-1"], "`tuning.max_minutes`: input should be greater than 0. Received: -1"),
+    ],
+)
+def test_a_search_that_cannot_be_ends_before_anything_is_written(
+    options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    printed = said("tune", "--run", "r", *options, monkeypatch=monkeypatch, capsys=capsys, where=tmp_path, code=1)
+    assert re.search(message, " ".join(printed.split()))
+    assert list(tmp_path.iterdir()) == []

@@ -50,3 +50,13 @@ def test_the_model_of_ones_own_is_trained_in_twenty_lines() -> None:
 def test_no_link_is_dead(path: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text()):
         assert (path.parent / target).exists(), target
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("page", ["tuning", *(pytest.param(p, marks=SLOW) for p in ("distillation", "cross_domain"))])
+def test_the_first_example_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), flags=re.S)[0]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, f"{page}.md", "exec"), {})

@@ -47,8 +47,8 @@ def search(
         epochs: int, at least 1. The most epochs of a trial.
         patience: int, at least 1: epochs without improvement before a trial ends. `None` for never.
         prune: whether hopeless trials end early; see `MetaTuner`.
-        max_minutes: float, greater than 0. After so long the trials that run end with their epoch, and the search too. One trial
-            there always is.
+        max_minutes: float, greater than 0. After so long the trials that run end with their epoch, and the search
+            too. One trial there always is.
         seed: int, of what is drawn.
         options: further arguments of keras-tuner's oracle.
         workers: int, at least 1. More than one are processes of their own, which `worker_command` starts.

@@ -1,0 +1,113 @@
+"""What a configuration makes of a search."""
+
+import keras_tuner as kt
+import pytest
+
+from tfmetarec import experiment
+from tfmetarec.config import load
+from tfmetarec.tuning import SPACE, Choice, Range
+
+
+def space_of(*overrides):
+    return experiment.search_space(load(None, overrides))[1]
+
+
+def test_the_whole_space_is_what_fits_the_configuration() -> None:
+    space = space_of()
+    assert set(SPACE) - set(space) == {"distillation.alpha", "distillation.options.temperature"}
+    gradient = ("maml", "anil", "meta_sgd")
+    for name in ("inner_learning_rate", "inner_steps", "shrinkage", "options.adaptation_steps"):
+        assert space[f"meta.{name}"].when == ("meta.algorithm", gradient)
+    assert space["training.learning_rate"].when is None
+
+
+def test_what_is_configured_is_always_tried() -> None:
+    space = space_of("meta.algorithm=reptile", "tasks.support=[1, 3]")
+    assert space["meta.algorithm"].values == ("reptile", "maml", "anil", "meta_sgd", "ridge")
+    assert space["tasks.support"].values[0] == [1, 3]
+
+
+def test_what_an_algorithm_or_a_model_does_not_take_is_left_out() -> None:
+    space = space_of("meta.algorithm=ridge", "tuning.space={meta.algorithm: null}")
+    assert [name for name in space if name.startswith("meta.")] == []
+    space = space_of("model.kind=ranker")
+    assert "model.options.user_hidden" not in space
+    assert "model.embedding_dim" in space
+    assert "meta.algorithm" not in space_of("meta.options={proximal: 0.1}", "meta.algorithm=reptile")
+    assert "training.temperature" not in space_of("training.loss=binary_crossentropy")
+
+
+def test_yaml_narrows_fixes_drops_and_adds() -> None:
+    config, space = experiment.search_space(
+        load(
+            None,
+            [
+                "tuning.space={training.learning_rate: {min: 0.001, max: 0.01, log: true}, model.embedding_dim: 16, "
+                "model.dropout: null, meta.contrast: [512, 2048]}",
+                "tuning.only=[training.learning_rate, meta.contrast, meta.inner_steps]",
+            ],
+        )
+    )
+    assert space == {
+        "training.learning_rate": Range(0.001, 0.01, log=True),
+        "meta.contrast": Choice((512, 2048)),
+        "meta.inner_steps": Range(1, 5),  # Of the one algorithm: there is no other.
+    }
+    assert config.model.embedding_dim == 16
+
+
+def test_a_rate_for_each_layer_is_searched_instead_of_one_for_all() -> None:
+    space = space_of("tuning.space={meta.inner_learning_rate.level: {min: 0.1, max: 5, log: true}}")
+    assert "meta.inner_learning_rate" not in space
+    assert space["meta.inner_learning_rate.level"].when == ("meta.algorithm", ("maml", "anil", "meta_sgd"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "tuning.space={meta.inner_step: [1, 2]}",
+            "`tuning.space.meta.inner_step`: unknown key `meta.inner_step`; did",
+        ),
+        ("tuning.space={meta.inner_steps: {min: 0, max: 2}}", "`tuning.space.meta.inner_steps`: .* Received: 0"),
+        ("tuning.space={meta.options.proximity: [1, 2]}", "`tuning.space.meta.options.proximity`: unknown key"),
+        ("tuning.space={meta.algorithm: [maml, mamel]}", "nothing in `meta` is called 'mamel'; did you mean 'maml'?"),
+        ("tuning.space={model.dropout: {min: 0}}", "`tuning.space.model.dropout`: a range needs `max`."),
+        (
+            "tuning.only=[meta.inner_stepps]",
+            "`tuning.only` must be names of the space; did you mean 'meta.inner_steps'?",
+        ),
+        ("tuning.only=[]", "`tuning.space` leaves nothing to search."),
+        ("tuning.tuner=tpe", "`tuning.tuner`: input should be 'bayesian', 'random', 'grid', 'hyperband' or 'sklearn'"),
+    ],
+)
+def test_a_space_that_cannot_be_is_refused_with_its_key(override, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        space_of(override)
+
+
+def test_the_first_trial_is_what_is_configured() -> None:
+    small = {"n_users": 60, "n_items": 60, "interactions_per_user": 12, "seed": 0}
+    config = load(
+        None,
+        [
+            f"data={{source: synthetic, options: {small}}}",
+            "vocabulary.min_item_users=1",
+            "evaluation={shots: [0, 3], query: 4, top_k: 5}",
+            "meta.algorithm=anil",
+            "training.weight_decay=0.01",
+        ],
+    )
+    prepared = experiment.prepare(config)
+    hypermodel = experiment.hyper_model(config, prepared)
+    hp = kt.HyperParameters()
+    values = hypermodel.values(hp)
+    assert values["meta.algorithm"] == "anil"
+    assert values["training.weight_decay"] == 0.01
+    assert values["meta.options.adaptation_steps"] == config.meta.inner_steps
+    assert values["training.temperature"] == 1.0
+    assert values["model.options.item_hidden"] is None
+    learner, same = hypermodel.build(hp), experiment.build_learner(config, prepared.vocabulary)
+    assert type(learner) is type(same)
+    assert learner.optimizer.weight_decay == 0.01
+    assert [v.shape for v in learner.trainable_variables] == [v.shape for v in same.trainable_variables]
