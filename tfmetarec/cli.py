@@ -222,6 +222,20 @@ def evaluate(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders that `tfmetarec evaluate` has judged.")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file; report.html in the first run if unset.")] = None,
+) -> None:
+    """Write a page about a run, or about several side by side: one HTML file, and its figures."""
+    with _tensorflow():
+        from tfmetarec import experiment
+    with console.status("drawing"):
+        page, *figures = experiment.report(runs, out)
+    console.print(f"Figures: {figures[0].parent}" if figures else "No figures.", soft_wrap=True)
+    console.print(f"Report: {page}", soft_wrap=True)
+
+
+@app.command()
 def export(
     run: RunArgument,
     to: Annotated[Path | None, typer.Option(help="Base path of the served model; in the run folder if unset.")] = None,

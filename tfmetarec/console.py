@@ -1,6 +1,5 @@
 """How results look in a terminal."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from rich.text import Text
 
 from tfmetarec.data.splits import Split
 from tfmetarec.evaluation.cold_start import LOWER_IS_BETTER, ColdStartTable
+from tfmetarec.evaluation.report import values_in_words
 from tfmetarec.tuning import MetaTuner, best_trial, trials_table
 
 
@@ -113,18 +113,9 @@ def search_table(trials: pl.DataFrame, objective: Any, rows: int = 10) -> Table:
     for row in done.head(rows).iter_rows(named=True):
         seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
         epochs = f"{row['best_epoch']}/{row['epochs']}"
-        table.add_row(row["trial"], f"{row['score']:.4f}", epochs, seconds, _values(row["values"]))
+        table.add_row(row["trial"], f"{row['score']:.4f}", epochs, seconds, values_in_words(row["values"]))
     if failed.height:
         table.add_section()
     for row in failed.head(rows).iter_rows(named=True):
-        table.add_row(row["trial"], "failed", "", "", f"{row['reason']}\n{_values(row['values'])}")
+        table.add_row(row["trial"], "failed", "", "", f"{row['reason']}\n{values_in_words(row['values'])}")
     return table
-
-
-def _values(written: str) -> str:
-    """Values by the last parts of their names."""
-    return ", ".join(f"{name.rpartition('.')[2]} {_short(value)}" for name, value in json.loads(written).items())
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else json.dumps(value).strip('"')

@@ -29,18 +29,22 @@ from typing import Any
 
 import keras
 import keras_tuner
+import numpy as np
 import polars as pl
 import yaml
 
 from tfmetarec import data, evaluation, export, tasks, transfer, tuning
 from tfmetarec.config import Config, ConfigError, DistillationConfig, load, value_of, with_values
 from tfmetarec.data.whole_file import write_whole
+from tfmetarec.evaluation import report as page
+from tfmetarec.evaluation.drawing import save_all
 from tfmetarec.meta import Checkpoint, GradientLearner, MetaLearner
 from tfmetarec.meta.losses import SampledSoftmax
 
 NEW_ITEMS = "new_items.parquet"
 # For learners that take gradient steps: one file of settings serves to compare learners of every kind.
 INNER = ("inner_steps", "inner_learning_rate", "shrinkage")
+RATES = ("meta.inner_learning_rate", "training.learning_rate")
 # A search may go on longer than was meant at first.
 EXTENDABLE = ("tuning.trials", "tuning.max_minutes")
 # Arguments that `build_learner` gives itself, so that nobody can give them among the options.
@@ -423,6 +427,10 @@ def hyper_model(config: Config, prepared: Prepared) -> tuning.MetaHyperModel:
     )
 
 
+def _objective(config: Config, prepared: Prepared) -> keras_tuner.Objective:
+    return keras_tuner.Objective(*evaluation.monitor_of(prepared.vocabulary.specs.feedback, config.training.monitor))
+
+
 @dataclass(frozen=True)
 class Tuned:
     """What a search has left in the run folder.
@@ -468,9 +476,7 @@ def tune(
     """
     wanted = config.tuning
     hypermodel = hyper_model(config, prepared)
-    objective = keras_tuner.Objective(
-        *evaluation.monitor_of(prepared.vocabulary.specs.feedback, config.training.monitor)
-    )
+    objective = _objective(config, prepared)
     tuner = tuning.search(
         hypermodel,
         objective=objective,
@@ -499,9 +505,8 @@ def tune(
         trials.write_parquet(partial)
     _write(run / "best.yaml", f"# {objective.name} {best.score:.6g} on validation users.\n{found.to_yaml()}")
     tuning.write_tensorboard(tuner, run / "tensorboard")
-    rates = ("meta.inner_learning_rate", "training.learning_rate")
     try:
-        plots = tuning.draw(tuner, run / "plots", rates, seed=config.seed)
+        plots = save_all(tuning.drawings(tuner, RATES, seed=config.seed), run / "plots")
     except ImportError:  # An extra.
         plots = []
     return Tuned(tuner, trials, best, found, run / "best.yaml", plots)
@@ -602,6 +607,114 @@ def evaluate_crossing(
     )
     _write_table(run, table)
     return table
+
+
+def report(runs: Sequence[Path], out: Path | None = None) -> list[Path]:
+    """One page of HTML about a run that `evaluate` has judged or `tune` has searched, or about several runs.
+
+    Args:
+        runs: their folders.
+        out: the page; `report.html` in the first run's folder if `None`.
+
+    Returns:
+        The page, then its figures as SVG; each is there as PNG too.
+
+    Raises:
+        ValueError: if there is nothing to report of a run yet.
+    """
+    runs = list(dict.fromkeys(runs))
+    configs = {run: open_run(run) for run in runs}
+    for run in runs:
+        if not (run / "metrics.parquet").exists() and not (run / "trials.parquet").exists():
+            raise ValueError(f"{run} has nothing to report yet: `tfmetarec evaluate {run}` makes its table.")
+    sections: list[page.Section] = []
+    for number, (run, config) in enumerate(configs.items(), 1):
+        own = _sections(config, run)
+        if len(runs) > 1:  # Each figure has a name of its own.
+            for section in own:
+                section.title = f"{config.name} ({number}): {section.title[0].lower()}{section.title[1:]}"
+                section.drawings = {f"run{number}-{name}": drawing for name, drawing in section.drawings.items()}
+        sections += own
+    judged = [(i, run) for i, run in enumerate(runs, 1) if (run / "metrics.parquet").exists()]
+    if len(judged) > 1:
+        sections.insert(0, page.side_by_side({f"{configs[run].name} ({i})": _table(run) for i, run in judged}))
+    first = configs[runs[0]]
+    title = first.name if len(runs) == 1 else f"{len(runs)} runs: {', '.join(c.name for c in configs.values())}"
+    versions = json.loads((runs[0] / "environment.json").read_text())["versions"]
+    about = [
+        ("data", ", ".join(dict.fromkeys(config.data.source for config in configs.values()))),
+        ("learner", ", ".join(dict.fromkeys(config.meta.algorithm for config in configs.values()))),
+        ("seed", ", ".join(dict.fromkeys(str(config.seed) for config in configs.values()))),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+    ]
+    return page.write_report(out or runs[0] / "report.html", title, about, sections)
+
+
+def _table(run: Path) -> evaluation.ColdStartTable:
+    """The table that `evaluate` left."""
+    per_user = pl.read_parquet(run / "users.parquet")
+    feedback = "explicit" if "mae" in per_user.columns else "implicit"
+    notes = json.loads((run / "metrics.json").read_text())["notes"]
+    return evaluation.ColdStartTable(pl.read_parquet(run / "metrics.parquet"), per_user, feedback, tuple(notes))
+
+
+def _sections(config: Config, run: Path) -> list[page.Section]:
+    """What there is to say of a run."""
+    searched = [_search_section(config, run)] if (run / "trials.parquet").exists() else []
+    if not (run / "metrics.parquet").exists():
+        return searched
+    table, models = _table(run), learners(config, run)
+    names, name = list(models), list(models)[-1]
+    prepared = prepare(config)
+    histories = {
+        own: json.loads((run / f"{kind}-history.json").read_text())
+        for own, kind in zip(reversed(names), ("learner", "rival"), strict=False)
+    }
+    found = [
+        page.headline(table, names),
+        page.gains(table, name, names),
+        page.slices(table, prepared.split.test.users, name, names, seed=config.seed),
+        page.training(histories),
+        page.example(models[name], prepared.split.test, prepared.vocabulary),
+        *searched,
+    ]
+    model: Any = getattr(models[name], "model", None)
+    if hasattr(model, "encode_item"):
+        vocabulary = prepared.vocabulary
+        popular = np.argsort(-vocabulary.popularity[1:], kind="stable")[:8] + 1
+        vectors = np.asarray(model.encode_item(vocabulary.catalogue))
+        nearest = page.neighbours(vectors, vocabulary.item_names, popular.tolist())
+        text = "The most popular items, and what the learner holds to be like them."
+        found.append(page.Section("Similar items", [text], [nearest]))
+    return found
+
+
+def _search_section(config: Config, run: Path) -> page.Section:
+    """What a search in this folder has tried."""
+    wanted, prepared = config.tuning, prepare(config)
+    epochs = wanted.epochs or config.training.epochs
+    oracle = tuning.make_oracle(
+        wanted.tuner, _objective(config, prepared), trials=wanted.trials, epochs=epochs, options=wanted.options
+    )
+    tuner = tuning.MetaTuner(oracle, hyper_model(config, prepared), folder=run / "tuning", epochs=epochs)
+    trials, best = tuning.trials_table(tuner), tuning.best_trial(tuner)
+    done = trials.filter(pl.col("status") == "completed")
+    text = (
+        f"{done.height} of {trials.height} trials were completed; the best is trial {best.trial_id}, with "
+        f"{oracle.objective.name} {best.score:.4f} on validation users."
+    )
+    order = done.sort("score", descending=oracle.objective.direction == "max", maintain_order=True).head(10)
+    rows = [
+        [
+            row["trial"],
+            f"{row['score']:.4f}",
+            f"{row['best_epoch']}/{row['epochs']}",
+            page.values_in_words(row["values"]),
+        ]
+        for row in order.iter_rows(named=True)
+    ]
+    table = page.TableOf("The ten best trials", ["trial", oracle.objective.name, "epoch", "values"], rows)
+    return page.Section("The search", [text], [table], tuning.drawings(tuner, RATES, seed=config.seed))
 
 
 def new_items(run: Path, learner: MetaLearner, files: Sequence[Path] = ()) -> pl.DataFrame | None:

@@ -107,6 +107,23 @@ def test_evaluate_prints_the_table_and_writes_what_it_shows(run: Path) -> None:
     assert pl.read_parquet(run / "predictions.parquet").height == pl.read_parquet(run / "users.parquet").height
 
 
+def test_a_report_is_made_of_a_run_that_was_judged(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    printed = said("report", "run", monkeypatch=monkeypatch, capsys=capsys, where=run.parent)
+    assert "Report: run/report.html" in printed
+    text = (run / "report.html").read_text()
+    for heading in ("Users never seen", "Who wins, who loses", "Groups of users", "Training", "One user"):
+        assert f"<h2>{heading}</h2>" in text
+    rows = json.loads((run / "metrics.json").read_text())["rows"]
+    shown = next(r for r in rows if (r["learner"], r["K"], r["metric"]) == ("MAML", 5, "recall@10"))
+    assert f"{shown['mean']:.4f}".replace("0.", ".", 1) in text
+    both = said("report", "run", "run", "--out", "two.html", monkeypatch=monkeypatch, capsys=capsys, where=run.parent)
+    assert "Report: two.html" in both
+    (run.parent / "empty").mkdir()
+    said("report", "empty", monkeypatch=monkeypatch, capsys=capsys, where=run.parent, code=1)
+
+
 @pytest.mark.serving
 def test_an_exported_run_is_served_and_recommends(run: Path, serving: Callable) -> None:
     printed = tfmetarec("export", "run", cwd=run.parent)

@@ -16,7 +16,17 @@ import polars as pl
 import pytest
 import tensorflow as tf
 
-from tfmetarec.tuning import MedianStopping, best_trial, draw, epochs_of, importance, make_oracle, search, trials_table
+from tfmetarec.evaluation.drawing import save_all
+from tfmetarec.tuning import (
+    MedianStopping,
+    best_trial,
+    drawings,
+    epochs_of,
+    importance,
+    make_oracle,
+    search,
+    trials_table,
+)
 from tfmetarec.tuning import write_tensorboard as write_hparams
 from tfmetarec.tuning.stopping import Deadline
 
@@ -133,7 +143,7 @@ def test_failed_trials_are_kept_with_their_reason_and_the_search_goes_on(searchi
     assert re.fullmatch("diverged: (val_)?loss was (inf|nan) after epoch 1", found[1e30]["reason"])
     assert found[0.0]["reason"] == "MemoryError: no room for it"
     assert found[0.0]["score"] is None
-    draw(tuner, tmp_path / "plots")
+    assert list(drawings(tuner)) == ["objective", "learning_curves"]
 
 
 def test_a_search_in_which_all_failed_says_so_with_the_reasons(searching, tmp_path):
@@ -315,10 +325,10 @@ def test_the_forest_finds_what_matters(planted):
 
 
 def test_every_picture_is_drawn(planted, tmp_path):
-    pytest.importorskip("matplotlib")
-    files = draw(planted, tmp_path, ("inner", "outer"))
-    assert [file.name for file in files] == ["objective.svg", "learning_curves.svg", "importance.svg", "rates.svg"]
-    for file in files:
+    made = drawings(planted, ("inner", "outer"))
+    assert list(made) == ["objective", "rates", "importance", "learning_curves"]
+    assert all(drawing.alt.endswith(".") for drawing in made.values())
+    for file in save_all(made, tmp_path):
         assert "<svg" in file.read_text()
         assert file.with_suffix(".png").stat().st_size > 5000
 

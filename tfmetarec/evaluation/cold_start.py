@@ -169,7 +169,7 @@ def cold_start(
         for k in shots:
             if progress is not None:
                 progress(name, k)
-            for users, trial in _trials(table, slots, k, max(shots)):
+            for users, trial in trials(table, slots, k, max(shots)):
                 scores = _scores(name, recommender, trial, table, vocabulary)
                 judge = _judge_ranking if feedback == "implicit" else _judge_ratings
                 figures, rows = judge(scores, trial, table, vocabulary, top_k, seed)
@@ -208,7 +208,7 @@ def _slots(table: TaskTable, width: int, order: str | None, seed: int) -> np.nda
     return shuffled[table.start[:-1, None] + np.arange(width)]
 
 
-def _trials(table: TaskTable, slots: np.ndarray, k: int, most: int) -> Iterator[tuple[pl.Series, Trial]]:
+def trials(table: TaskTable, slots: np.ndarray, k: int, most: int) -> Iterator[tuple[pl.Series, Trial]]:
     """The users in batches, each with its support of length `k` and its query.
 
     A support is as wide for every K, so that a learner's graph is traced once, and holds nothing past its length.

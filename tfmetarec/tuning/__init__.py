@@ -2,7 +2,7 @@
 
 from tfmetarec.tuning.hypermodel import MetaHyperModel
 from tfmetarec.tuning.oracles import make_oracle
-from tfmetarec.tuning.plots import draw, importance
+from tfmetarec.tuning.plots import drawings, importance
 from tfmetarec.tuning.results import best_trial, epochs_of, trials_table, write_tensorboard
 from tfmetarec.tuning.search import search
 from tfmetarec.tuning.space import SPACE, Choice, Dimension, Range, read_dimension
@@ -19,7 +19,7 @@ __all__ = [
     "MetaTuner",
     "Range",
     "best_trial",
-    "draw",
+    "drawings",
     "epochs_of",
     "importance",
     "lead",

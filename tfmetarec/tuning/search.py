@@ -10,7 +10,7 @@ import keras_tuner as kt
 from tfmetarec.tuning.oracles import make_oracle
 from tfmetarec.tuning.results import best_trial
 from tfmetarec.tuning.tuner import Ended, MetaTuner, Tell
-from tfmetarec.tuning.workers import lead, role
+from tfmetarec.tuning.workers import end_with_leader, lead, role
 
 
 def search(
@@ -84,6 +84,8 @@ def search(
         tell=tell,
         ended=ended,
     )
+    if part == "worker":
+        end_with_leader()
     if part == "alone" and workers > 1:
         assert worker_command is not None
         lead(made, worker_command, workers)

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from concurrent import futures
@@ -16,6 +17,7 @@ from tfmetarec.tuning.tuner import MetaTuner, write_outcome
 HOST = "127.0.0.1"
 ADDRESS = ("KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
 ROLE = "KERASTUNER_TUNER_ID"
+LEADER = "TFMETAREC_LEADER"  # The process that started a worker.
 
 
 class _Worker(NamedTuple):
@@ -69,7 +71,7 @@ def lead(
     server.start()
     tuner.save()
     shared = {**os.environ, **_threads(workers), **(environment or {})}
-    shared |= {ADDRESS[0]: HOST, ADDRESS[1]: str(port)}
+    shared |= {ADDRESS[0]: HOST, ADDRESS[1]: str(port), LEADER: str(os.getpid())}
     logs = tuner.folder / "workers"
     logs.mkdir(exist_ok=True)
     names = [f"worker-{number}" for number in range(workers)]
@@ -93,6 +95,19 @@ def lead(
             _wait(worker.process)
         server.stop(None).wait()
     tuner.tell_of_ended()
+
+
+def end_with_leader() -> None:
+    """Lets a worker end when the process that started it has: nobody would hand it another trial."""
+    leader = os.environ.get(LEADER)
+
+    def watch() -> None:
+        while os.getppid() == int(leader or 0):
+            time.sleep(1)
+        os._exit(1)
+
+    if leader is not None:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _start(name: str, command: Sequence[str], environment: dict[str, str], logs: Path) -> _Worker:

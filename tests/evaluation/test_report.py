@@ -1,0 +1,195 @@
+"""The page of results: what it says is what the tables say, and a browser shows all of it."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+import tfmetarec as tmr
+from tfmetarec.evaluation import ColdStartTable
+from tfmetarec.evaluation import report as page
+from tfmetarec.evaluation.cold_start import summarized
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Forty users: a learner that gains .1 over the floor for the first thirty at K=1 and loses .1 for the others."""
+    rows = []
+    for user in range(40):
+        for k in (0, 1):
+            level = 0.3 + 0.2 * k
+            gain = 0.0 if k == 0 else 0.1 if user < 30 else -0.1
+            rows += [("popularity", k, user, level), ("MAML", k, user, level + gain)]
+    columns = ["learner", "K", "user_id", "recall@5"]
+    per_user = pl.DataFrame(rows, schema=columns, orient="row").sort(
+        "learner", "K", "user_id", descending=[True, False, False]
+    )
+    return ColdStartTable(summarized(per_user, 0.95, 0), per_user, "implicit", ("3 users were left out",))
+
+
+def test_the_headline_says_what_the_table_says(table):
+    section = page.headline(table, ["MAML"])
+    (shown,) = section.tables
+    assert shown.columns == ["", "K=0", "K=1"]
+    assert [row[0] for row in shown.rows] == ["popularity", "MAML"]
+    assert shown.rows[1][2].startswith(".5500 ±")  # .5 + (30 * .1 - 10 * .1) / 40
+    assert shown.strong == {1}
+    assert shown.bold == {(0, 1), (1, 1), (1, 2)}  # Equal at K=0.
+    assert section.text[0] == "3 users were left out"
+    assert section.text[1].startswith("K=0: no significant difference between MAML and popularity")
+    assert section.text[2].startswith("K=1: MAML is better than popularity by 0.05")
+
+
+def test_errors_are_better_the_other_way_round(table):
+    errors = table.per_user.rename({"recall@5": "mae"})
+    explicit = ColdStartTable(summarized(errors, 0.95, 0), errors, "explicit")
+    section = page.headline(explicit, ["MAML"])
+    assert section.text[1].startswith("K=1: popularity is better than MAML by 0.05")
+    assert section.tables[0].bold == {(0, 1), (1, 1), (0, 2)}
+    told = page.gains(explicit, "MAML", ["MAML"]).text[0]
+    assert told == "At K=1, MAML is better than popularity for 25% of users and worse for 75%."
+
+
+def test_gains_count_winners_and_losers_at_the_largest_k(table):
+    section = page.gains(table, "MAML", ["MAML"])
+    assert section.text == ["At K=1, MAML is better than popularity for 75% of users and worse for 25%."]
+    assert list(section.drawings) == ["gains"]
+    assert page.gains(table, "MAML", ["MAML", "popularity"]).drawings == {}  # Without a floor there is no gain.
+
+
+def test_slices_name_the_worst_group_and_leave_small_ones_out(table):
+    users = pl.DataFrame(
+        {
+            "user_id": range(40),
+            "age": ["old"] * 10 + ["young"] * 30,
+            "town": [None] * 40,
+            "rare": [f"r{user // 5}" for user in range(40)],
+            "words": [["a"]] * 40,
+        }
+    )
+    section = page.slices(table, users, "MAML", ["MAML"])
+    (shown,) = section.tables
+    # The old ones, of whom all gain, have .6; of the young ones 20 gain and 10 lose: .5 + (20 - 10) * .1 / 30.
+    assert [row[:5] for row in shown.rows] == [
+        ["age", "old", "10", ".6000", ".5000"],
+        ["age", "young", "30", ".5333", ".5000"],
+    ]
+    assert section.text[0] == "Worst group: age young, .5333 (30 users). Best: age old, .6000 (10 users)."
+    assert page.slices(table, None, "MAML", ["MAML"]).tables == ()
+
+
+def test_runs_side_by_side_have_the_best_of_both_in_bold(table):
+    (shown,) = page.side_by_side({"a": table, "b": table}).tables
+    assert shown.columns == ["run", "learner", "K=0", "K=1"]
+    assert [row[:2] for row in shown.rows] == [[r, n] for r in "ab" for n in ("popularity", "MAML")]
+    assert {(1, 3), (3, 3)} <= shown.bold
+    assert (0, 3) not in shown.bold
+
+
+def test_neighbours_point_the_same_way():
+    vectors = np.array([[9.0, 9.0], [1.0, 0.0], [2.0, 0.1], [0.0, 1.0], [-1.0, 0.0]])
+    found = page.neighbours(vectors, ["?", "a", "b", "c", "d"], [1, 3], most=2)
+    assert found.rows == [["a", "b (1.00), c (0.00)"], ["c", "b (0.05), a (0.00)"]]
+
+
+class ByRow:
+    """Recommends what has the highest row, after the last item met: its neighbours."""
+
+    def adapt(self, support):
+        return [
+            int(rows[length - 1]) if length else 0
+            for rows, length in zip(support.item["item_id"], support.length, strict=True)
+        ]
+
+    def score(self, state, item):
+        return np.array([-np.abs(item["item_id"] - last) for last in state], float)
+
+
+def test_the_example_shows_one_user_before_and_after_each_interaction():
+    data = tmr.data.load("synthetic", n_users=20, n_items=30, interactions_per_user=5, seed=0)
+    vocabulary = tmr.data.Vocabulary.fit(data)
+    (shown,) = page.example(ByRow(), data, vocabulary, shots=2).tables
+    names = vocabulary.item_names
+    assert shown.rows[0][0] == "nothing yet"
+    assert shown.rows[0][1] == ", ".join(names[row] for row in (1, 2, 3, 4, 5))
+    met = names.index(shown.rows[1][0])
+    assert names.index(shown.rows[1][1].split(", ")[0]) in (met - 1, met + 1)
+    assert shown.rows[1][0] not in shown.rows[1][1].split(", ")
+    assert page.example(ByRow(), data, vocabulary, shots=9).tables == ()
+
+
+@pytest.fixture(scope="module")
+def written(table, tmp_path_factory):
+    histories = {"MAML": [{"loss": 2.0, "val_ndcg": 0.1}, {"loss": 1.0, "val_ndcg": 0.2}], "none": []}
+    long = page.TableOf("Wide", ["", *map(str, range(40))], [["row", *["1.2345"] * 40], ["x" * 90, *["0"] * 40]])
+    sections = [
+        page.headline(table, ["MAML"]),
+        page.gains(table, "MAML", ["MAML"]),
+        page.training(histories),
+        page.Section("Nothing"),
+        page.Section("<b>Marks</b>", ["5 < 6 & <script>"], [long]),
+    ]
+    out = tmp_path_factory.mktemp("page") / "made" / "report.html"
+    return page.write_report(out, "A run", [("data", "made up")], sections)
+
+
+def test_the_page_is_one_file_with_every_figure_and_no_address_elsewhere(written):
+    text = written[0].read_text()
+    assert [file.name for file in written[1:]] == [
+        "adaptation.svg",
+        "gains.svg",
+        "training-loss.svg",
+        "training-val_ndcg.svg",
+    ]
+    assert all(file.with_suffix(".png").exists() for file in written[1:])
+    assert re.findall('<figure id="([^"]+)"', text) == [file.stem for file in written[1:]]
+    alternatives = re.findall('<svg role="img" aria-label="([^"]+)"', text)
+    assert alternatives[1] == "At K=1, MAML is better than popularity for 75% of users and worse for 25%."
+    assert len(alternatives) == 4
+    assert not re.findall(r'(?:src|href)="https?:', text)
+    assert "<h2>Nothing</h2>" not in text
+    assert "5 &lt; 6 &amp; &lt;script&gt;" in text
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(set(ids)) == len(ids)
+    for used in re.findall(r'(?:xlink:href="|url\()#([^")]+)', text):
+        assert used in ids
+    assert "#123457" not in text  # Ink is the page's own.
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian's package of that name)")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_every_figure_and_nothing_sticks_out(written, width, tmp_path: Path):
+    probe = """<script>addEventListener("load", () => {
+      const wide = document.documentElement.scrollWidth - innerWidth;
+      const shown = [...document.querySelectorAll("figure svg")].filter(s => s.getBoundingClientRect().height > 100);
+      document.title = `${wide} ${shown.length} ${innerWidth}`; });</script>"""
+    copy = tmp_path / "page.html"
+    # Chromium has no windows narrower than 500 pixels: a frame is as narrow as one likes.
+    frame = f'<iframe src="page.html" style="width:{width}px;height:4000px;border:0"></iframe>'
+    copy.write_text(written[0].read_text().replace("</body>", probe + "</body>"))
+    outer = tmp_path / "outer.html"
+    told = "<script>setTimeout(() => { document.body.dataset.told = frames[0].document.title; }, 1500);</script>"
+    outer.write_text(f"<body>{frame}{told}</body>")
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--allow-file-access-from-files",
+        "--virtual-time-budget=4000",
+    ]
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    shot = tmp_path / "page.png"
+    command = [str(CHROMIUM), *flags, profile, "--window-size=1400,4000"]
+    subprocess.run([*command, f"--screenshot={shot}", outer.as_uri()], check=True, capture_output=True, timeout=120)
+    assert shot.stat().st_size > 20_000
+    ran = subprocess.run(
+        [*command, "--dump-dom", outer.as_uri()], check=True, capture_output=True, text=True, timeout=120
+    )
+    (found,) = re.findall('data-told="([^"]+)"', ran.stdout)
+    assert found == f"0 4 {width}"

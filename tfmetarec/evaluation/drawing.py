@@ -1,0 +1,185 @@
+"""Figures in one style: safe for the colour-blind, readable on light and dark pages, as SVG and PNG."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tfmetarec.data.whole_file import write_whole
+
+# Okabe and Ito's colours, https://doi.org/10.1038/nmeth.1618: the first is for what a figure is about.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GREY = "#888888"
+_INK = "#123457"  # Whatever is drawn in it takes the colour of the page's text.
+_STYLE = {
+    "svg.fonttype": "none",  # Text stays text: it can be read aloud, searched and scaled.
+    "svg.hashsalt": "tfmetarec",  # Equal figures are equal files.
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "axes.titlecolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
+
+
+class Drawing:
+    """A figure to draw on, with what a reader who cannot see it is told.
+
+    Args:
+        alt: what the figure shows, in a sentence.
+        width: inches.
+        height: inches.
+
+    Attributes:
+        axes: of matplotlib.
+
+    Raises:
+        ImportError: without matplotlib, saying what to install.
+    """
+
+    def __init__(self, alt: str, width: float = 6.4, height: float = 3.8):
+        try:
+            import matplotlib as mpl
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError("figures need matplotlib: pip install 'tfmetarec[report]'") from error
+        self.alt, self._context = alt, mpl.rc_context
+        with self._context(_STYLE):
+            self.figure = Figure((width, height), layout="constrained")
+            self.figure.patch.set_alpha(0)
+            self.axes: Any = self.figure.subplots()
+
+    def label(self, title: str, x: str, y: str) -> None:
+        """Names the figure and its axes."""
+        self.axes.set_title(title, loc="left", fontsize=11, color=_INK)
+        self.axes.set(xlabel=x, ylabel=y)
+
+    def legend(self, beside: bool = False) -> None:
+        """Says what the marks are, in the figure or beside it."""
+        place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if beside else {}
+        self.axes.legend(frameon=False, fontsize=8, labelcolor=_INK, **place)
+
+    def scale(self, drawn: Any, label: str) -> None:
+        """What the colours of `drawn` mean."""
+        bar = self.figure.colorbar(drawn)
+        bar.set_label(label, color=_INK)
+        bar.ax.tick_params(colors=_INK)
+
+    def count_across(self) -> None:
+        """Marks the axis across at whole numbers alone."""
+        from matplotlib.ticker import MaxNLocator
+
+        self.axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+    def svg(self) -> str:
+        """The figure to be put into a page: text in the page's own colour."""
+        written = io.StringIO()
+        with self._context(_STYLE):
+            self.figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
+        text = written.getvalue()
+        return text[text.index("<svg") :].replace(_INK, "currentColor")
+
+    def save(self, folder: Path, name: str) -> Path:
+        """Writes `name.svg` and `name.png`, dark on white; returns the first."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for ending, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 144})):
+            with self._context(_STYLE), write_whole(folder / f"{name}.{ending}") as partial:
+                self.figure.savefig(partial, format=ending, facecolor="white", **options)
+        return folder / f"{name}.svg"
+
+
+def save_all(drawings: Mapping[str, Drawing], folder: Path) -> list[Path]:
+    """Writes every drawing under its name; returns the SVG files."""
+    return [drawing.save(folder, name) for name, drawing in drawings.items()]
+
+
+def lines(
+    alt: str,
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    labels: tuple[str, str, str],
+    *,
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    muted: Sequence[str] = (),
+    whole: bool = False,
+) -> Drawing:
+    """Lines over one axis.
+
+    Args:
+        alt: what the figure shows.
+        series: name -> x and y.
+        labels: title, x and y.
+        bands: name -> lower and upper ends of intervals.
+        muted: names of lines that stand in grey behind the others, each with its name at its end.
+        whole: whether x counts something.
+    """
+    drawing = Drawing(alt)
+    axes = drawing.axes
+    dashes = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
+    for number, name in enumerate(muted):
+        x, y = series[name]
+        axes.plot(x, y, linestyle=dashes[number % len(dashes)], color=GREY, lw=1.3, label=name)
+    bold = [name for name in series if name not in muted]
+    for name, colour, marker in zip(bold, COLOURS, "os^Dv*", strict=False):
+        x, y = series[name]
+        axes.plot(x, y, marker=marker, ms=4, color=colour, lw=2, label=name)
+        if bands is not None and name in bands:
+            axes.fill_between(x, *bands[name], color=colour, alpha=0.15, lw=0)
+    if whole:
+        drawing.count_across()
+    drawing.legend(beside=True)
+    drawing.label(*labels)
+    return drawing
+
+
+def histogram(alt: str, values: np.ndarray, labels: tuple[str, str, str], bins: int = 30) -> Drawing:
+    """How differences spread around 0: above it in the first colour, below in the second."""
+    drawing = Drawing(alt)
+    most = float(np.abs(values).max(initial=0.0)) or 1.0
+    counts, edges = np.histogram(values, bins=np.linspace(-most, most, 2 * (bins // 2) + 2))
+    centres = (edges[1:] + edges[:-1]) / 2
+    width = edges[1] - edges[0]
+    colours = [GREY if abs(c) < width / 2 else COLOURS[0] if c > 0 else COLOURS[1] for c in centres]
+    drawing.axes.bar(centres, counts, width=0.92 * width, color=colours)
+    drawing.label(*labels)
+    return drawing
+
+
+def bars(
+    alt: str, names: Sequence[str], values: Mapping[str, Sequence[float]], labels: tuple[str, str, str]
+) -> Drawing:
+    """Bars side by side for each of the names, from the top down.
+
+    Args:
+        alt: what the figure shows.
+        names: of the groups.
+        values: series -> one value a group.
+        labels: title, x and y.
+    """
+    drawing = Drawing(alt, height=1.1 + 0.26 * len(names) * max(len(values), 1))
+    height = 0.8 / max(len(values), 1)
+    places = np.arange(len(names))
+    for number, (series, row) in enumerate(values.items()):
+        colour = COLOURS[0] if number == 0 else GREY if number == 1 else COLOURS[number % len(COLOURS)]
+        drawing.axes.barh(places + number * height, row, height=0.92 * height, color=colour, label=series)
+    drawing.axes.set_yticks(places + 0.4 - height / 2, labels=list(names))
+    drawing.axes.invert_yaxis()
+    if len(values) > 1:
+        drawing.legend(beside=True)
+    drawing.label(*labels)
+    return drawing
+
+
+def plain(value: Any) -> str:
+    """A figure as tables show it: four digits, no leading zero."""
+    if value is None or value != value:
+        return "-"
+    text = f"{value:.4f}"
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text

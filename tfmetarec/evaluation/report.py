@@ -1,0 +1,354 @@
+"""A page of results that people look at: one HTML file that needs no network, and its figures as files."""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from tfmetarec.data.interactions import Interactions
+from tfmetarec.data.vocabulary import Vocabulary
+from tfmetarec.data.whole_file import write_whole
+from tfmetarec.evaluation import metrics
+from tfmetarec.evaluation.bootstrap import paired_bootstrap
+from tfmetarec.evaluation.cold_start import LOWER_IS_BETTER, ColdStartTable, Recommender, trials
+from tfmetarec.evaluation.drawing import Drawing, bars, histogram, lines, plain, save_all
+from tfmetarec.tasks.table import TaskTable
+
+TEMPLATE = Path(__file__).with_name("report.html.template")
+_MOST_GROUPS = 6  # Of a feature with more values the largest are shown.
+_LEAST_USERS = 10  # Smaller groups say nothing.
+
+
+@dataclass
+class TableOf:
+    """Rows under a heading.
+
+    Attributes:
+        caption: what the rows are.
+        columns: headings.
+        rows: cells as text.
+        bold: places (row, column) of cells that stand out.
+        strong: rows that the page is about.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    bold: frozenset[tuple[int, int]] = frozenset()
+    strong: frozenset[int] = frozenset()
+
+
+@dataclass
+class Section:
+    """A part of the page, in the order text, tables, figures.
+
+    Attributes:
+        title: heading.
+        text: paragraphs, plain.
+        tables: of figures.
+        drawings: name of the file -> figure.
+    """
+
+    title: str
+    text: Sequence[str] = ()
+    tables: Sequence[TableOf] = ()
+    drawings: Mapping[str, Drawing] = field(default_factory=dict)
+
+
+def write_report(path: Path, title: str, about: Sequence[tuple[str, str]], sections: Sequence[Section]) -> list[Path]:
+    """Writes the page, and each figure as SVG and PNG into a folder of the same name.
+
+    Args:
+        path: of the HTML file; its folder is made if absent.
+        title: of the page.
+        about: names and values under the title: data, seed, versions.
+        sections: of the page, those with nothing in them left out.
+
+    Returns:
+        The page, then the SVG files.
+
+    Raises:
+        ImportError: without jinja2 or matplotlib, saying what to install.
+    """
+    try:
+        from jinja2 import Environment
+    except ImportError as error:
+        raise ImportError("a report needs jinja2: pip install 'tfmetarec[report]'") from error
+    shown = [section for section in sections if section.text or section.tables or section.drawings]
+    drawings = {name: drawing for section in shown for name, drawing in section.drawings.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = save_all(drawings, path.with_suffix(""))
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(TEMPLATE.read_text())
+    figures = {name: _figure(name, drawing) for name, drawing in drawings.items()}
+    text = page.render(title=title, about=about, sections=shown, figures=figures)
+    with write_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return [path, *files]
+
+
+def _figure(name: str, drawing: Drawing) -> str:
+    """A figure as markup: an image with its alternative text, whose ids no other figure has."""
+    svg = drawing.svg().replace('id="', f'id="{name}-').replace('"#', f'"#{name}-').replace("(#", f"(#{name}-")
+    label = html.escape(drawing.alt, quote=True)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+def headline(table: ColdStartTable, learners: Sequence[str], metric: str | None = None) -> Section:
+    """The table of learners and floors with intervals, and what each comparison with the best floor comes to.
+
+    Args:
+        table: of test users.
+        learners: names of those that are no floors, the one that the page is about last.
+        metric: of the table; the headline one if `None`.
+    """
+    metric = table.metric_name(metric)
+    rows = table.summary.filter(pl.col("metric") == metric)
+    shots = rows["K"].unique(maintain_order=True).to_list()
+    names = rows["learner"].unique(maintain_order=True).to_list()
+    value = {(row["learner"], row["K"]): row for row in rows.iter_rows(named=True)}
+    pick = min if metric in LOWER_IS_BETTER else max
+    best = {k: pick(value[name, k]["mean"] for name in names) for k in shots}
+    cells, bold = [], set()
+    for i, name in enumerate(names):
+        line = [name]
+        for j, k in enumerate(shots, 1):
+            one = value[name, k]
+            line.append(f"{plain(one['mean'])} ±{plain((one['high'] - one['low']) / 2)}")
+            if one["mean"] == best[k]:
+                bold.add((i, j))
+        cells.append(line)
+    strong = frozenset(i for i, name in enumerate(names) if name in learners)
+    caption = f"{metric} after K interactions, {rows['users'][0]} users never seen; {table.confidence:.0%} intervals."
+    found = TableOf(caption, ["", *(f"K={k}" for k in shots)], cells, frozenset(bold), strong)
+    lower = metric in LOWER_IS_BETTER
+    said = []
+    if len(learners) < len(names):
+        for k in shots:
+            floor = table.best_floor(k, learners, metric)
+            compared = table.compare(learners[-1], floor, k, metric)
+            said.append(f"K={k}: {compared.verdict(learners[-1], floor, higher_is_better=not lower)}")
+    return Section("Users never seen", [*table.notes, *said], [found], {"adaptation": _adaptation(rows, learners)})
+
+
+def side_by_side(tables: Mapping[str, ColdStartTable], metric: str | None = None) -> Section:
+    """Every learner and floor of several runs in one table: means of the metric, the best of each K in bold.
+
+    Args:
+        tables: name of a run -> its table.
+        metric: of the tables; the headline one of the first if `None`.
+    """
+    metric = next(iter(tables.values())).metric_name(metric)
+    wide = {name: table.pivot(metric) for name, table in tables.items()}
+    shots = list(dict.fromkeys(k for table in wide.values() for k in table.columns[1:]))
+    rows = [
+        (name, row["learner"], [row.get(k) for k in shots])
+        for name, table in wide.items()
+        for row in table.iter_rows(named=True)
+    ]
+    pick = min if metric in LOWER_IS_BETTER else max
+    best = [pick(value for row in rows if (value := row[2][j]) is not None) for j in range(len(shots))]
+    bold = {(i, j + 2) for i, row in enumerate(rows) for j, value in enumerate(row[2]) if value == best[j]}
+    cells = [[name, learner, *map(plain, values)] for name, learner, values in rows]
+    columns = ["run", "learner", *(f"K={k}" for k in shots)]
+    return Section("Side by side", (), [TableOf(f"{metric} after K interactions", columns, cells, frozenset(bold))])
+
+
+def _adaptation(rows: pl.DataFrame, learners: Sequence[str]) -> Drawing:
+    metric = rows["metric"][0]
+    series, spread, muted = {}, {}, []
+    for (name,), own in rows.group_by("learner", maintain_order=True):
+        series[str(name)] = (own["K"].to_list(), own["mean"].to_list())
+        if name in learners:
+            spread[str(name)] = (own["low"].to_list(), own["high"].to_list())
+        else:
+            muted.append(str(name))
+    bold = {name: series.pop(name) for name in reversed(learners)}
+    alt = f"{metric} by the number of interactions K: {', '.join(bold)} in colour, {len(muted)} floors in grey."
+    labels = ("What a few interactions are worth", "interactions K", metric)
+    return lines(alt, {**series, **bold}, labels, bands=spread, muted=muted, whole=True)
+
+
+def gains(table: ColdStartTable, learner: str, learners: Sequence[str], metric: str | None = None) -> Section:
+    """Who wins and who loses: what each user gains over the best floor, at the largest K.
+
+    Args:
+        table: of test users.
+        learner: whose gains.
+        learners: names of all that are no floors.
+        metric: of the table; the headline one if `None`.
+    """
+    metric, names = table.metric_name(metric), table.per_user["learner"].unique()
+    if len(names) <= len(learners):
+        return Section("Who wins, who loses")
+    k = int(table.per_user["K"].max())  # type: ignore[arg-type]
+    floor = table.best_floor(k, learners, metric)
+    difference = _of_users(table, learner, k, metric) - _of_users(table, floor, k, metric)
+    gain = -difference if metric in LOWER_IS_BETTER else difference
+    won, lost = float((gain > 0).mean()), float((gain < 0).mean())
+    told = f"At K={k}, {learner} is better than {floor} for {won:.0%} of users and worse for {lost:.0%}."
+    labels = (f"Gain over {floor}, K={k}", f"{metric}, to the right {learner} is better", "users")
+    return Section("Who wins, who loses", [told], [], {"gains": histogram(told, gain, labels)})
+
+
+def _of_users(table: ColdStartTable, learner: str, k: int, metric: str) -> np.ndarray:
+    own = table.per_user.filter((pl.col("learner") == learner) & (pl.col("K") == k))
+    return own.sort("user_id")[metric].to_numpy()
+
+
+def slices(
+    table: ColdStartTable,
+    users: pl.DataFrame | None,
+    learner: str,
+    learners: Sequence[str],
+    metric: str | None = None,
+    *,
+    seed: int = 0,
+) -> Section:
+    """Groups of users by each of their features, beside the best floor, the worst group named.
+
+    Args:
+        table: of test users.
+        users: features by `user_id`; lists and long texts are left out.
+        learner: whose figures.
+        learners: names of all that are no floors.
+        metric: of the table; the headline one if `None`.
+        seed: int, of the intervals.
+    """
+    metric = table.metric_name(metric)
+    k = int(table.per_user["K"].max())  # type: ignore[arg-type]
+    floor = table.best_floor(k, learners, metric) if table.per_user["learner"].n_unique() > len(learners) else None
+    own = table.per_user.filter(pl.col("K") == k).select("learner", "user_id", metric)
+    found: list[list[Any]] = []
+    for feature, group, ids in _groups(users, own["user_id"].unique()):
+        part = own.filter(pl.col("user_id").is_in(ids.implode()))
+        mine = part.filter(pl.col("learner") == learner).sort("user_id")[metric].to_numpy()
+        other = part.filter(pl.col("learner") == floor).sort("user_id")[metric].to_numpy() if floor else mine
+        difference = paired_bootstrap(mine, other, seed=seed)
+        found.append([feature, group, len(mine), float(mine.mean()), float(other.mean()), difference])
+    if not found:
+        return Section("Groups of users")
+    by_figure = sorted(found, key=lambda row: row[3], reverse=metric in LOWER_IS_BETTER)
+    worst, best = by_figure[0], by_figure[-1]
+    told = [
+        f"Worst group: {worst[0]} {worst[1]}, {plain(worst[3])} ({worst[2]} users). "
+        f"Best: {best[0]} {best[1]}, {plain(best[3])} ({best[2]} users).",
+        f"Groups of fewer than {_LEAST_USERS} users are left out. A star: the interval of the difference leaves 0 out, "
+        "each group by itself.",
+    ]
+    rows = [
+        [row[0], row[1], str(row[2]), plain(row[3]), *([plain(row[4]), _signed(row[5])] if floor else [])]
+        for row in found
+    ]
+    columns = ["feature", "group", "users", learner, *([floor, "difference"] if floor else [])]
+    groups = [f"{row[0]} {row[1]}" for row in found]
+    values = {learner: [row[3] for row in found], **({floor: [row[4] for row in found]} if floor else {})}
+    drawing = bars(told[0], groups, values, (f"Groups of users, K={k}", metric, ""))
+    return Section("Groups of users", told, [TableOf(f"{metric} at K={k}", columns, rows)], {"slices": drawing})
+
+
+def _groups(users: pl.DataFrame | None, judged: pl.Series) -> list[tuple[str, str, pl.Series]]:
+    """Feature, value and the users who have it, for values that enough of the judged users have."""
+    found: list[tuple[str, str, pl.Series]] = []
+    if users is None:
+        return found
+    table = users.filter(pl.col("user_id").is_in(judged.implode()))
+    for feature in table.columns:
+        kind = table.schema[feature]
+        if feature == "user_id" or kind.is_nested() or table[feature].n_unique() > 50:
+            continue
+        counted = table.filter(pl.col(feature).is_not_null()).group_by(feature).agg(pl.col("user_id"))
+        sized = counted.with_columns(pl.col("user_id").list.len().alias("n")).filter(pl.col("n") >= _LEAST_USERS)
+        for value, ids, _ in sized.sort("n", descending=True).head(_MOST_GROUPS).sort(feature).iter_rows():
+            found.append((feature, str(value), pl.Series(ids)))
+    return found
+
+
+def _signed(difference: Any) -> str:
+    sign = "+" if difference.mean >= 0 else "-"
+    return f"{sign}{plain(abs(difference.mean))}{' *' if difference.significant else ''}"
+
+
+def training(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Section:
+    """Loss and validation figure by epoch.
+
+    Args:
+        histories: name of a learner -> what its epochs logged.
+    """
+    drawn: dict[str, Drawing] = {}
+    keys = list(dict.fromkeys(key for history in histories.values() for key in (history[0] if history else ())))
+    for key in ["loss", *(key for key in keys if key.startswith("val_") and key != "val_loss")]:
+        series = {
+            name: (range(1, len(history) + 1), [epoch[key] for epoch in history])
+            for name, history in histories.items()
+            if history and key in history[0]
+        }
+        if series:
+            alt = f"{key} by epoch of {', '.join(series)}."
+            shown = "loss in training" if key == "loss" else f"{key.removeprefix('val_')} on validation users"
+            drawn[f"training-{key}"] = lines(alt, series, (shown, "epoch", key), whole=True)
+    return Section("Training", (), (), drawn)
+
+
+def neighbours(vectors: np.ndarray, names: Sequence[str], rows: Sequence[int], most: int = 5) -> TableOf:
+    """The items whose vectors point the same way, for a few items.
+
+    Args:
+        vectors: `(I, D)`, of the catalogue.
+        names: of its `I` items.
+        rows: items to ask for; row 0, which is no item, is never found.
+        most: how many to list.
+    """
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    likeness = unit[list(rows)] @ unit.T
+    likeness[:, 0] = -np.inf
+    likeness[np.arange(len(rows)), list(rows)] = -np.inf
+    nearest = np.argsort(-likeness, axis=1, kind="stable")[:, :most]
+    lists = [
+        [names[row], ", ".join(f"{names[other]} ({likeness[i, other]:.2f})" for other in nearest[i])]
+        for i, row in enumerate(rows)
+    ]
+    return TableOf("Items with the most similar vectors (cosine)", ["item", "nearest"], lists)
+
+
+def example(learner: Recommender, interactions: Interactions, vocabulary: Vocabulary, shots: int = 5) -> Section:
+    """What one user is recommended before and after each interaction.
+
+    Args:
+        learner: that adapts and scores.
+        interactions: of users never seen; the first one with more than `shots` in the catalogue is taken.
+        vocabulary: of the catalogue.
+        shots: interactions to show, in time order where there is one.
+    """
+    known = pl.Series(vocabulary.item_ids[1:].tolist())
+    met = interactions.table.filter(pl.col("item_id").is_in(known.implode()))
+    enough = met.group_by("user_id").agg(pl.col("item_id").n_unique()).filter(pl.col("item_id") > shots)
+    if enough.is_empty():
+        return Section("One user")
+    user = enough["user_id"].sort()[0]
+    one = interactions.filter(pl.col("user_id") == user)
+    table = TaskTable.build(one, vocabulary, min_interactions=shots + 1)
+    slots, names = table.start[:-1, None] + np.arange(shots + 1), vocabulary.item_names
+    rows = []
+    for k in range(shots + 1):
+        ((_, trial),) = trials(table, slots, k, shots)
+        scores = np.array(learner.score(learner.adapt(trial.support), vocabulary.catalogue), np.float32)
+        scores[:, 0] = -np.inf
+        (top,) = metrics.top_items(scores, 5, exclude=table.item[trial.seen], seed=0)
+        last = names[table.item[slots[0, k - 1]]] if k else "nothing yet"
+        rows.append([last, ", ".join(names[row] for row in top)])
+    caption = f"User {user}: what it met, one after another, and the five best items of the catalogue after that."
+    return Section("One user", (), [TableOf(caption, ["met", "recommended then"], rows)])
+
+
+def values_in_words(written: str) -> str:
+    """Values in JSON by the last parts of their names: "inner_steps 3, dropout 0.2"."""
+
+    def short(value: Any) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else json.dumps(value).strip('"')
+
+    return ", ".join(f"{name.rpartition('.')[2]} {short(value)}" for name, value in json.loads(written).items())
