@@ -113,7 +113,7 @@ def test_a_report_is_made_of_a_run_that_was_judged(
     printed = said("report", "run", monkeypatch=monkeypatch, capsys=capsys, where=run.parent)
     assert "Report: run/report.html" in printed
     text = (run / "report.html").read_text()
-    for heading in ("Users never seen", "Who wins, who loses", "Groups of users", "Training", "One user"):
+    for heading in ("Users never seen", "Who wins, who loses", "Training", "One user", "Similar items"):
         assert f"<h2>{heading}</h2>" in text
     rows = json.loads((run / "metrics.json").read_text())["rows"]
     shown = next(r for r in rows if (r["learner"], r["K"], r["metric"]) == ("MAML", 5, "recall@10"))
