@@ -25,6 +25,10 @@ def test_what_is_configured_is_always_tried() -> None:
     space = space_of("meta.algorithm=reptile", "tasks.support=[1, 3]")
     assert space["meta.algorithm"].values == ("reptile", "maml", "anil", "meta_sgd", "ridge")
     assert space["tasks.support"].values[0] == [1, 3]
+    space = space_of("meta.shrinkage=5", "meta.inner_steps=8", "training.learning_rate=0.05")
+    assert 5.0 in space["meta.shrinkage"].values
+    assert space["meta.inner_steps"].high == 8
+    assert space["training.learning_rate"].high == 0.05
 
 
 def test_what_an_algorithm_or_a_model_does_not_take_is_left_out() -> None:

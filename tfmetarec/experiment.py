@@ -374,12 +374,8 @@ def _fitting(config: Config, space: dict[str, tuning.Dimension]) -> dict[str, tu
             return distilled.teacher is not None
         return section != "model" or not rest.startswith("options.") or rest.partition(".")[2] in model_options
 
-    found = {name: dimension for name, dimension in space.items() if fits(name)}
-    for name in ("meta.algorithm", "tasks.support"):  # What is configured is always tried.
-        dimension, own = found.get(name), value_of(config, name)
-        if isinstance(dimension, tuning.Choice) and own not in dimension.values:
-            found[name] = tuning.Choice((own, *dimension.values))
-    return found
+    fitting = (name for name in space if fits(name))
+    return {name: tuning.holding(space[name], value_of(config, name)) for name in fitting}  # What is set is tried.
 
 
 def _conditional(config: Config, space: dict[str, tuning.Dimension]) -> dict[str, tuning.Dimension]:

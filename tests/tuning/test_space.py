@@ -3,7 +3,7 @@
 import keras_tuner as kt
 import pytest
 
-from tfmetarec.tuning import Choice, Range, read_dimension
+from tfmetarec.tuning import Choice, Range, holding, read_dimension
 from tfmetarec.tuning.space import ask, ordered
 
 
@@ -83,3 +83,14 @@ def test_conditions_on_what_is_not_there_are_refused() -> None:
         ordered({"x": Range(1, 2, when=("y", (1,)))})
     with pytest.raises(ValueError, match="`x`: `when` needs values of `y`, 1, 2. Received: 3"):
         ordered({"x": Range(1, 2, when=("y", (3,))), "y": Choice((1, 2))})
+
+
+def test_a_space_is_widened_to_hold_what_is_set() -> None:
+    assert holding(Choice((0.0, 1.0, 10.0)), 5) == Choice((0.0, 1.0, 5.0, 10.0))
+    assert holding(Choice((16, 32)), 24) == Choice((16, 24, 32))
+    assert holding(Choice(([0, 5], [0, 10])), [1, 3]) == Choice(([1, 3], [0, 5], [0, 10]))
+    assert holding(Choice(("maml",)), "maml") == Choice(("maml",))
+    assert holding(Range(1e-3, 0.5, log=True), 1e-4) == Range(1e-4, 0.5, log=True)
+    assert holding(Range(1, 5), 7) == Range(1, 7)
+    assert holding(Range(1e-3, 0.5, log=True), 0.0) == Range(1e-3, 0.5, log=True)  # There is no logarithm of it.
+    assert holding(Range(1, 5), None) == Range(1, 5)

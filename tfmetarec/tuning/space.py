@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras_tuner as kt
@@ -112,6 +112,24 @@ class Choice:
 
 
 Dimension = Range | Choice
+
+
+def holding(dimension: Dimension, value: Any) -> Dimension:
+    """The dimension, made wider where it has to be to hold a value; `None` is no value."""
+    if value is None:
+        return dimension
+    if isinstance(dimension, Choice):
+        if json.dumps(value) in map(json.dumps, dimension.values):
+            return dimension
+        values = (value, *dimension.values)
+        if all(type(one) in (int, float) for one in values):
+            kind = float if any(type(one) is float for one in values) else int
+            values = tuple(sorted(kind(one) for one in values))
+        return replace(dimension, values=values)
+    if dimension.low <= value <= dimension.high or (dimension.log and value <= 0):
+        return dimension
+    return replace(dimension, low=min(dimension.low, value), high=max(dimension.high, value))
+
 
 # The names are keys of a configuration, and so `tfmetarec tune` understands them; in Python a name is only a name.
 SPACE: dict[str, Dimension] = {
