@@ -66,6 +66,11 @@ def test_a_rate_for_each_layer_is_searched_instead_of_one_for_all() -> None:
     assert space["meta.inner_learning_rate.level"].when == ("meta.algorithm", ("maml", "anil", "meta_sgd"))
 
 
+def test_rates_that_are_configured_by_pattern_stay_as_they_are() -> None:
+    space = space_of("meta.inner_learning_rate={tower: 0.5, level: 1.0}")
+    assert not [name for name in space if name.startswith("meta.inner_learning_rate")]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -365,6 +365,8 @@ def _fitting(config: Config, space: dict[str, tuning.Dimension]) -> dict[str, tu
         section, _, rest = name.partition(".")
         if name == "meta.algorithm":
             return not config.meta.options  # They are those of one algorithm.
+        if name == "meta.inner_learning_rate":
+            return not isinstance(config.meta.inner_learning_rate, dict)  # A rate for each pattern.
         if name == "training.temperature":
             return config.training.loss in losses
         if name == "distillation.options.temperature":
