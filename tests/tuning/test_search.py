@@ -5,6 +5,7 @@ import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -241,8 +242,45 @@ def test_a_worker_that_is_killed_loses_its_trial_alone(searching, tmp_path):
 
 def test_workers_that_cannot_begin_end_the_search_with_what_they_said(searching, tmp_path):
     command = [sys.executable, "-c", "raise SystemExit('no such data')"]
-    with pytest.raises(RuntimeError, match=r"worker-\d ended with status 1 before it had a trial; .*no such data"):
+    with pytest.raises(
+        RuntimeError, match=r"worker-\d ended with status 1 before it asked for a trial; .*no such data"
+    ):
         searching.fit_line(tmp_path, workers=2, worker_command=command)
+
+
+@pytest.mark.slow
+def test_a_chief_and_its_workers_are_started_by_the_environment(searching, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    address = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": port}
+    started = {
+        name: subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(tmp_path), "1"],
+            env={**os.environ, **address, "KERASTUNER_TUNER_ID": name, "DIE_AT": "1:2" if name == "worker-0" else ""},
+        )
+        for name in ("chief", "worker-0")
+    }
+    assert started["worker-0"].wait(120) == -signal.SIGKILL
+    again = {**os.environ, **address, "KERASTUNER_TUNER_ID": "worker-0"}
+    subprocess.run([sys.executable, str(SCRIPT), str(tmp_path), "1"], env=again, check=True, timeout=120)
+    assert started["chief"].wait(30) == 0
+    assert diary(tmp_path) == [
+        "0:1",
+        "0:2",
+        "0:3",
+        "1:1",
+        "1:2",
+        "1:2",
+        "1:3",
+        "2:1",
+        "2:2",
+        "2:3",
+        "3:1",
+        "3:2",
+        "3:3",
+    ]
+    assert trials_table(searching.fit_line(tmp_path))["status"].to_list() == ["completed"] * 4
 
 
 def test_a_part_of_the_addresses_is_refused(searching, tmp_path, monkeypatch):

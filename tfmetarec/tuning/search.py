@@ -10,7 +10,7 @@ import keras_tuner as kt
 from tfmetarec.tuning.oracles import make_oracle
 from tfmetarec.tuning.results import best_trial
 from tfmetarec.tuning.tuner import Ended, MetaTuner, Tell
-from tfmetarec.tuning.workers import end_with_leader, lead, role
+from tfmetarec.tuning.workers import chief, end_with_leader, lead, role
 
 
 def search(
@@ -86,7 +86,9 @@ def search(
     )
     if part == "worker":
         end_with_leader()
-    if part == "alone" and workers > 1:
+    if part == "chief":
+        chief(made)
+    elif part == "alone" and workers > 1:
         assert worker_command is not None
         lead(made, worker_command, workers)
     else:
