@@ -25,11 +25,22 @@ def test_every_cell_is_python_that_was_run_in_order(notebook: Path) -> None:
         assert not any(output["output_type"] == "error" for output in cell["outputs"])
 
 
+def run_quickly(number: str, last: str, where: Path) -> None:
+    """Runs the code of a notebook with reduced sizes, and `last` after it."""
+    (notebook,) = [path for path in NOTEBOOKS if path.stem.startswith(number)]
+    program = "\n".join("".join(cell["source"]) for cell in code_cells(notebook)) + f"\n{last}\n"
+    environment = {**os.environ, "TFMETAREC_QUICK": "1"}
+    ran = subprocess.run([sys.executable, "-c", program], cwd=where, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+
+
 @pytest.mark.slow
 @pytest.mark.serving
 def test_the_pipeline_from_one_domain_to_a_server_runs_on_a_tenth_of_the_households(tmp_path: Path) -> None:
-    (notebook,) = [path for path in NOTEBOOKS if path.stem.startswith("04")]
-    program = "\n".join("".join(cell["source"]) for cell in code_cells(notebook)) + "\nassert len(found) == 5\n"
-    environment = {**os.environ, "TFMETAREC_QUICK": "1"}
-    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    run_quickly("04", "assert len(found) == 5", tmp_path)
+
+
+@pytest.mark.slow
+def test_a_search_of_three_trials_runs_and_is_looked_at(tmp_path: Path) -> None:
+    pytest.importorskip("IPython", reason="the notebook shows pictures as Jupyter does")
+    run_quickly("05", "assert found.trials.height == 3", tmp_path)

@@ -19,6 +19,7 @@ from tfmetarec.tasks.table import TaskTable
 
 HEADLINE = {"implicit": "recall", "explicit": "mae"}
 LOWER_IS_BETTER = ("mae", "rmse")
+METRICS = {"implicit": ("recall", "ndcg", "hit_rate", "mrr"), "explicit": ("mae", "rmse", "ndcg")}
 _BATCH = 128  # Users at once: their scores over the whole catalogue are the largest array here.
 
 

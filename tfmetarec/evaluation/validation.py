@@ -7,7 +7,7 @@ import keras
 import polars as pl
 
 from tfmetarec.data.interactions import Interactions
-from tfmetarec.evaluation.cold_start import LOWER_IS_BETTER, cold_start
+from tfmetarec.evaluation.cold_start import LOWER_IS_BETTER, METRICS, cold_start
 
 MONITORS = {"implicit": ("val_ndcg", "max"), "explicit": ("val_mae", "min")}
 
@@ -35,7 +35,7 @@ class ColdStartValidation(keras.callbacks.Callback):
         seed: int.
 
     Raises:
-        ValueError: at the end of the first epoch, if the table has no such metric.
+        ValueError: for a metric that a table of such feedback does not have.
     """
 
     def __init__(
@@ -50,6 +50,10 @@ class ColdStartValidation(keras.callbacks.Callback):
         seed: int = 0,
     ):
         super().__init__()
+        known = METRICS[interactions.schema.feedback]
+        long = [f"{name}@{top_k}" for name in known] if interactions.schema.feedback == "implicit" else ["ndcg@5"]
+        if metric is not None and metric not in (*known, *long):
+            raise ValueError(f"`metric` must be one of {', '.join((*known, *long))}. Received: metric={metric!r}")
         self.interactions, self.metric = interactions, metric
         self.options: dict[str, Any] = {
             "shots": tuple(shots),
@@ -62,10 +66,7 @@ class ColdStartValidation(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         table = cold_start({"learner": self.model}, self.interactions, **self.options)
         name, _ = monitor_of(table.feedback, self.metric)
-        wanted = name.removeprefix("val_")
-        chosen = table.summary.filter((pl.col("metric") == wanted) | pl.col("metric").str.starts_with(f"{wanted}@"))
-        if chosen.is_empty():
-            known = ", ".join(table.summary["metric"].unique(maintain_order=True))
-            raise ValueError(f"`metric` must be one of {known}. Received: metric={self.metric!r}")
+        wanted = name.removeprefix("val_").split("@")[0]  # A small catalogue has shorter lists.
+        chosen = table.summary.filter(pl.col("metric").str.split("@").list.first() == wanted)
         if logs is not None:
             logs[name] = float(chosen["mean"].mean())  # type: ignore[arg-type]
