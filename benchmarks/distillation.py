@@ -327,7 +327,8 @@ def distilled_by_keras(case: Problem, teacher: Encoded, epochs: int, steps: int,
     distiller = keras.distillation.Distiller(
         teacher=Lists(teacher.model, teacher.items),
         student=Lists(learner),
-        distillation_losses=keras.distillation.LogitsDistillation(temperature=1.0),
+        # By its default, the name of the loss, Keras 3.15 compares raw scores; this class gets probabilities.
+        distillation_losses=keras.distillation.LogitsDistillation(1.0, loss=keras.losses.KLDivergence()),
     )
     distiller.compile(
         optimizer=optimizer("student", 0.0, epochs * steps),
