@@ -4,7 +4,7 @@ import keras_tuner as kt
 import pytest
 
 from tfmetarec import experiment
-from tfmetarec.config import load
+from tfmetarec.config import ConfigError, load
 from tfmetarec.tuning import SPACE, Choice, Range
 
 
@@ -95,18 +95,25 @@ def test_a_space_that_cannot_be_is_refused_with_its_key(override, message) -> No
         space_of(override)
 
 
+def small(*overrides, feedback="implicit"):
+    data = {"n_users": 60, "n_items": 60, "interactions_per_user": 12, "seed": 0, "feedback": feedback}
+    judged = "evaluation={shots: [0, 3], query: 4, top_k: 5}"
+    given = [f"data={{source: synthetic, options: {data}}}", "vocabulary.min_item_users=1", judged]
+    return load(None, [*given, *overrides])
+
+
+def test_ratings_have_no_temperature() -> None:
+    config = small(feedback="explicit")
+    prepared = experiment.prepare(config)
+    assert "training.temperature" not in experiment.hyper_model(config, prepared).space
+    with pytest.raises(ConfigError, match="`training.temperature` is that of choices, and these data are ratings"):
+        experiment.build_learner(small("training.temperature=2", feedback="explicit"), prepared.vocabulary)
+    with pytest.raises(ConfigError, match="`training.temperature` is that of the sampled softmax. Received: .*=mse"):
+        experiment.prepare(small("training.temperature=2", "training.loss=mse"))
+
+
 def test_the_first_trial_is_what_is_configured() -> None:
-    small = {"n_users": 60, "n_items": 60, "interactions_per_user": 12, "seed": 0}
-    config = load(
-        None,
-        [
-            f"data={{source: synthetic, options: {small}}}",
-            "vocabulary.min_item_users=1",
-            "evaluation={shots: [0, 3], query: 4, top_k: 5}",
-            "meta.algorithm=anil",
-            "training.weight_decay=0.01",
-        ],
-    )
+    config = small("meta.algorithm=anil", "training.weight_decay=0.01")
     prepared = experiment.prepare(config)
     hypermodel = experiment.hyper_model(config, prepared)
     hp = kt.HyperParameters()

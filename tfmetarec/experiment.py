@@ -149,6 +149,8 @@ def build_learner(config: Config, vocabulary: data.Vocabulary, algorithm: str | 
     inner = {name: getattr(meta, name) for name in INNER} if issubclass(kind, GradientLearner) else {}
     with _naming_options("meta.options", options):
         learner = kind(model, **inner, contrast=meta.contrast, seed=config.seed, **options)
+    if config.training.temperature is not None and learner.feedback == "explicit":
+        raise ConfigError("`training.temperature` is that of choices, and these data are ratings: leave it unset.")
     learner.compile(optimizer=_optimizer(config), loss=_loss(config))
     return learner
 
@@ -406,6 +408,8 @@ def hyper_model(config: Config, prepared: Prepared) -> tuning.MetaHyperModel:
         ValueError: as `search_space`.
     """
     config, space = search_space(config)
+    if prepared.vocabulary.specs.feedback == "explicit":  # There is no softmax.
+        space.pop("training.temperature", None)
     defaults = {name: value_of(config, name) for name in space}
     unset = {"training.temperature": 1.0, "meta.options.adaptation_steps": config.meta.inner_steps}
     defaults |= {name: value for name, value in unset.items() if name in defaults and defaults[name] is None}

@@ -86,6 +86,15 @@ def test_trials_with_equal_values_are_equal_whatever_came_before(parts, tmp_path
     assert logs["val_ndcg"] == pytest.approx(best_trial(tuner).score, abs=1e-6)
 
 
+def test_a_learner_that_diverges_is_told_from_one_that_cannot_be_judged(parts, tmp_path):
+    space = {"rate": Choice((0.02, 1e30)), "width": Choice((4,))}
+    hypermodel = made(parts, space=space, defaults={"rate": 0.02, "width": 4})
+    tuner = search(hypermodel, objective=OBJECTIVE, folder=tmp_path / "s", tuner="grid", trials=2, epochs=2)
+    table = tmr.tuning.trials_table(tuner)
+    assert table["status"].to_list() == ["completed", "failed"]
+    assert table["reason"][1].startswith("diverged: loss was ")
+
+
 def test_a_hypermodel_has_its_own_data(parts, tmp_path):
     hypermodel = made(parts)
     learner = hypermodel.build(kt.HyperParameters())

@@ -7,6 +7,7 @@ import keras
 import keras_tuner as kt
 
 from tfmetarec.tuning.space import Dimension, ask, ordered
+from tfmetarec.tuning.stopping import Diverged
 
 Values = dict[str, Any]
 
@@ -96,5 +97,6 @@ class MetaHyperModel(kt.HyperModel):
         if args or "x" in options:
             raise ValueError("`search` of a `MetaHyperModel` takes no data: the episodes are those it was made with.")
         episodes = self.episodes(self.values(hp)) if callable(self.episodes) else self.episodes
-        first = [] if self.validation is None else [self.validation]
-        return model.fit(episodes, callbacks=[*first, *(callbacks or [])], **options)
+        judged = [] if self.validation is None else [self.validation]
+        # First: there is no judging of what has diverged.
+        return model.fit(episodes, callbacks=[Diverged("loss"), *judged, *(callbacks or [])], **options)

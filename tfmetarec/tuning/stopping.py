@@ -15,18 +15,18 @@ STATE = Path("checkpoint") / "state.json"  # Of a trial, by its folder.
 
 
 class Diverged(keras.callbacks.Callback):
-    """Fails a trial at the end of the first epoch whose loss or objective is not finite.
+    """Fails a trial at the end of the first epoch that logs a figure which is not finite.
 
     Args:
-        objective: name of the logged figure.
+        names: of the figures.
     """
 
-    def __init__(self, objective: str):
+    def __init__(self, *names: str):
         super().__init__()
-        self.objective = objective
+        self.names = names
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        for name in ("loss", self.objective):
+        for name in self.names:
             value = float((logs or {}).get(name, 0.0))
             if not math.isfinite(value):
                 raise kt.errors.FailedTrialError(f"diverged: {name} was {value} after epoch {epoch + 1}")

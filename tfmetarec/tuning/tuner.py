@@ -103,7 +103,7 @@ class MetaTuner(kt.Tuner):
         gc.collect()
         model = self.hypermodel.build(hp)
         checkpoint = self.checkpoint(trial.trial_id)
-        stopping: list[keras.callbacks.Callback] = [Diverged(objective.name)]
+        stopping: list[keras.callbacks.Callback] = [Diverged("loss", objective.name)]
         if self.tell is not None:
             tell, trial_id = self.tell, trial.trial_id
             stopping.append(Told(lambda epoch, value: tell(trial_id, epoch, value), objective.name))
