@@ -420,7 +420,7 @@ def test_a_search_finds_a_configuration_that_training_reproduces(tmp_path: Path)
     assert "val_ndcg of 2 trials on validation users" in printed
     assert "Next: tfmetarec train found/best.yaml" in printed
     trials = pl.read_parquet(tmp_path / "found" / "trials.parquet")
-    assert json.loads(trials["values"][0]) == {"training.learning_rate": 0.01, "model.embedding_dim": 16}
+    assert json.loads(trials["values"][0]) == {"training.learning_rate": 0.01, "model.embedding_dim": 8}
     tfmetarec("train", "found/best.yaml", "--run", "again", cwd=tmp_path)
     history = json.loads((tmp_path / "again" / "learner-history.json").read_text())
     assert max(epoch["val_ndcg"] for epoch in history) == pytest.approx(max(trials["score"]), abs=1e-6)
