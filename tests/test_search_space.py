@@ -1,7 +1,12 @@
 """What a configuration makes of a search."""
 
+import json
+import re
+from pathlib import Path
+
 import keras_tuner as kt
 import pytest
+import yaml
 
 from tfmetarec import experiment
 from tfmetarec.config import ConfigError, load
@@ -48,7 +53,7 @@ def test_yaml_narrows_fixes_drops_and_adds() -> None:
             [
                 "tuning.space={training.learning_rate: {min: 0.001, max: 0.01, log: true}, model.embedding_dim: 16, "
                 "model.dropout: null, meta.contrast: [512, 2048]}",
-                "tuning.only=[training.learning_rate, meta.contrast, meta.inner_steps]",
+                "tuning.only=[training.learning_rate, meta.inner_steps]",  # What is added stays.
             ],
         )
     )
@@ -64,6 +69,44 @@ def test_a_rate_for_each_layer_is_searched_instead_of_one_for_all() -> None:
     space = space_of("tuning.space={meta.inner_learning_rate.level: {min: 0.1, max: 5, log: true}}")
     assert "meta.inner_learning_rate" not in space
     assert space["meta.inner_learning_rate.level"].when == ("meta.algorithm", ("maml", "anil", "meta_sgd"))
+
+
+def test_settings_of_steps_are_refused_where_nothing_takes_steps() -> None:
+    with pytest.raises(
+        ConfigError, match="`tuning.space.meta.inner_steps`: no algorithm that is tried takes gradient s"
+    ):
+        space_of("meta.algorithm=ridge", "tuning.space={meta.algorithm: null, meta.inner_steps: [1, 2]}")
+
+
+def test_what_has_no_logarithm_is_left_as_it_is() -> None:
+    assert "training.weight_decay" not in space_of("training.weight_decay=0")
+
+
+def test_the_space_of_the_docs_is_one() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "tuning.md").read_text()
+    (written,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.S)
+    config = load(None, [f"tuning={json.dumps(yaml.safe_load(written)['tuning'])}"])
+    fixed, space = experiment.search_space(config)
+    assert set(space) == {
+        "meta.algorithm",
+        "training.learning_rate",
+        "model.embedding_dim",
+        "meta.contrast",
+        "meta.options.proximal",
+        "meta.inner_learning_rate.dense",
+        "meta.inner_learning_rate.level",
+    }
+    assert fixed.meta.inner_steps == 3
+
+
+def test_a_learner_is_built_with_a_rate_for_each_layer() -> None:
+    ranges = ", ".join(
+        f"meta.inner_learning_rate.{name}: {{min: 0.1, max: 5.0, log: true}}" for name in ("dense", "level")
+    )
+    config = small(f"tuning.space={{{ranges}}}", "tuning.only=[]", "model.options.user_hidden=[4]")
+    hypermodel = experiment.hyper_model(config, experiment.prepare(config))
+    learner = hypermodel.build(kt.HyperParameters())
+    assert learner.inner_learning_rate == {"dense": 2.0, "level": 2.0}  # Where the rate for all was.
 
 
 def test_rates_that_are_configured_by_pattern_stay_as_they_are() -> None:
@@ -87,6 +130,23 @@ def test_rates_that_are_configured_by_pattern_stay_as_they_are() -> None:
             "`tuning.only` must be names of the space; did you mean 'meta.inner_steps'?",
         ),
         ("tuning.only=[]", "`tuning.space` leaves nothing to search."),
+        (
+            "tuning.space={seed: [0, 1]}",
+            "`tuning.space.seed`: a trial differs by keys of model, meta, tasks and distill",
+        ),
+        ("tuning.space={training.epochs: 2}", "`tuning.space.training.epochs`: a trial differs by .*not by this one"),
+        ("tuning.space={meta.rival: [maml]}", "`tuning.space.meta.rival`: a trial differs by"),
+        ("tuning.space={model.embeding_dim: null}", "null drops a name .*; did you mean 'model.embedding_dim'?"),
+        ("tuning.space={meta.options.proximal: [1.0, 2.0]}", "`tuning.space.meta.options.proximal`: unknown key"),
+        (
+            "tuning.space={meta.options.proximal: {values: [1.0], when: {meta.algorithm: [maml]}}}",
+            "`tuning.space.meta.options.proximal`: unknown key",
+        ),
+        (
+            "tuning.space={model.dropout: {min: 0.1, max: 0.2, when: {x: [1]}}}",
+            "`model.dropout`: `when` must name a cho",
+        ),
+        ("tuning.options={max_trials: 3}", "`options` of the tuner: `max_trials` is told by `trials`."),
         ("tuning.tuner=tpe", "`tuning.tuner`: input should be 'bayesian', 'random', 'grid', 'hyperband' or 'sklearn'"),
     ],
 )

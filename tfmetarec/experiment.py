@@ -14,6 +14,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import itertools
 import json
 import os
 import platform
@@ -45,6 +46,7 @@ NEW_ITEMS = "new_items.parquet"
 # For learners that take gradient steps: one file of settings serves to compare learners of every kind.
 INNER = ("inner_steps", "inner_learning_rate", "shrinkage")
 RATES = ("meta.inner_learning_rate", "training.learning_rate")
+SEARCHED = ("training.learning_rate", "training.weight_decay", "training.loss", "training.temperature")
 # A search may go on longer than was meant at first.
 EXTENDABLE = ("tuning.trials", "tuning.max_minutes")
 # Arguments that `build_learner` gives itself, so that nobody can give them among the options.
@@ -328,6 +330,8 @@ def search_space(config: Config) -> tuple[Config, dict[str, tuning.Dimension]]:
         if isinstance(value, dict | list)
     }
     fixed = {name: value for name, value in wanted.space.items() if name not in given and value is not None}
+    for name, value in wanted.space.items():
+        _check_searched(name, is_dropped=value is None)
     config = with_values(config, fixed)
     space = {**_fitting(config, tuning.SPACE), **given}
     if "meta.algorithm" in given and isinstance(space["meta.algorithm"], tuning.Range):
@@ -340,22 +344,49 @@ def search_space(config: Config) -> tuple[Config, dict[str, tuning.Dimension]]:
             nearest = difflib.get_close_matches(missing[0], space, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"There are: {', '.join(space)}."
             raise ConfigError(f"`tuning.only` must be names of the space; {hint} Received: {missing[0]!r}")
-        dropped += [name for name in space if name not in wanted.only]
+        dropped += [name for name in space if name not in (*wanted.only, *given)]
     tuning.make_oracle(  # Refuses what it does not take.
         wanted.tuner, keras_tuner.Objective("loss", "min"), trials=1, epochs=1, options=wanted.options
     )
     space = _conditional(config, {name: space[name] for name in space if name not in {*dropped, *fixed}})
     if not space:
         raise ConfigError("`tuning.space` leaves nothing to search.")
+    if lost := [name for name in given if name not in space and name not in dropped]:
+        raise ConfigError(f"`tuning.space.{lost[0]}`: no algorithm that is tried takes gradient steps.")
+    tuning.ordered(space)  # Refuses conditions on what is not there.
     for name, dimension in space.items():
-        condition = {} if dimension.when is None else {dimension.when[0]: dimension.when[1][0]}
         ends = dimension.values if isinstance(dimension, tuning.Choice) else (dimension.low, dimension.high)
-        for value in ends:
+        for condition, value in itertools.product(_conditions(name, dimension, space), ends):
             try:
                 _check_parts(with_values(config, {**condition, name: value}))
             except ValueError as error:
                 raise ConfigError(f"`tuning.space.{name}`: {error}") from None
     return config, space
+
+
+def _check_searched(name: str, *, is_dropped: bool) -> None:
+    """Refuses names that no trial could have a value of its own for."""
+    section, _, key = name.partition(".")
+    of_trial = {"model", "meta", "tasks", "distillation"} - ({section} if key in ("rival", "teacher") else set())
+    if section not in of_trial and name not in SEARCHED:
+        raise ConfigError(
+            f"`tuning.space.{name}`: a trial differs by keys of model, meta, tasks and distillation, and by "
+            f"{', '.join(SEARCHED)}, but not by this one."
+        )
+    if is_dropped and name not in tuning.SPACE:
+        nearest = difflib.get_close_matches(name, tuning.SPACE, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"There are: {', '.join(tuning.SPACE)}."
+        raise ConfigError(f"`tuning.space.{name}`: null drops a name that would be searched; {hint}")
+
+
+def _conditions(name: str, dimension: tuning.Dimension, space: dict[str, tuning.Dimension]) -> Sequence[dict[str, Any]]:
+    """What else may be chosen where a dimension is asked for, as far as it matters to it."""
+    if dimension.when is not None:
+        return [{dimension.when[0]: value} for value in dimension.when[1]]
+    algorithms = space.get("meta.algorithm")
+    if name.startswith("meta.options.") and isinstance(algorithms, tuning.Choice):
+        return [{"meta.algorithm": value} for value in algorithms.values]
+    return [{}]
 
 
 def _fitting(config: Config, space: dict[str, tuning.Dimension]) -> dict[str, tuning.Dimension]:
@@ -378,8 +409,13 @@ def _fitting(config: Config, space: dict[str, tuning.Dimension]) -> dict[str, tu
             return distilled.teacher is not None
         return section != "model" or not rest.startswith("options.") or rest.partition(".")[2] in model_options
 
-    fitting = (name for name in space if fits(name))
-    return {name: tuning.holding(space[name], value_of(config, name)) for name in fitting}  # What is set is tried.
+    found = {}
+    for name, dimension in space.items():
+        own = value_of(config, name)
+        if not fits(name) or (isinstance(dimension, tuning.Range) and dimension.log and own == 0):
+            continue  # There is no logarithm of what is set.
+        found[name] = tuning.holding(dimension, own)  # What is set is tried.
+    return found
 
 
 def _conditional(config: Config, space: dict[str, tuning.Dimension]) -> dict[str, tuning.Dimension]:
@@ -412,6 +448,8 @@ def hyper_model(config: Config, prepared: Prepared) -> tuning.MetaHyperModel:
         space.pop("training.temperature", None)
     defaults = {name: value_of(config, name) for name in space}
     unset = {"training.temperature": 1.0, "meta.options.adaptation_steps": config.meta.inner_steps}
+    if not isinstance(rate := config.meta.inner_learning_rate, dict):
+        unset |= {name: rate for name in space if name.startswith("meta.inner_learning_rate.")}
     defaults |= {name: value for name, value in unset.items() if name in defaults and defaults[name] is None}
 
     def build(values: dict[str, Any]) -> Any:
@@ -479,6 +517,13 @@ def tune(
     wanted = config.tuning
     hypermodel = hyper_model(config, prepared)
     objective = _objective(config, prepared)
+
+    def keep(tuner: tuning.MetaTuner, trial: Any) -> None:
+        with write_whole(run / "trials.parquet") as partial:
+            tuning.trials_table(tuner).write_parquet(partial)
+        if ended is not None:
+            ended(tuner, trial)
+
     tuner = tuning.search(
         hypermodel,
         objective=objective,
@@ -494,7 +539,7 @@ def tune(
         workers=workers,
         worker_command=[sys.executable, "-m", "tfmetarec", "tune", "--run", str(run)],
         tell=tell,
-        ended=ended,
+        ended=keep,
     )
     if tuning.role() == "worker":
         return None
@@ -503,8 +548,6 @@ def tune(
         search_space(config)[0],
         {**hypermodel.values(best.hyperparameters.copy()), "training.epochs": len(tuning.epochs_of(tuner, best))},
     )
-    with write_whole(run / "trials.parquet") as partial:
-        trials.write_parquet(partial)
     _write(run / "best.yaml", f"# {objective.name} {best.score:.6g} on validation users.\n{found.to_yaml()}")
     tuning.write_tensorboard(tuner, run / "tensorboard")
     try:

@@ -445,7 +445,7 @@ def test_a_search_goes_on_for_longer_with_more_workers(tmp_path: Path) -> None:
         (["--trials", "0"], "`tuning.trials`: input should be greater than or equal to 1. Received: 0"),
         (["--tuner", "tpe"], "`tuning.tuner`: input should be 'bayesian', 'random', 'grid', 'hyperband' or 'sklearn'"),
         (["--tuner", "sklearn"], "`tuner` 'sklearn' tunes scikit-learn's estimators on folds of rows"),
-        (["--set", "tuning.space={a.b: [1]}"], "`tuning.space.a.b`: unknown key `a`"),
+        (["--set", "tuning.space={a.b: [1]}"], "`tuning.space.a.b`: a trial differs by keys of model"),
         (["--set", "tuning.options={factory: 1}"], "`options` of the tuner: .*'factory'"),
         (["--max-minutes", "-1"], "`tuning.max_minutes`: input should be greater than 0. Received: -1"),
     ],

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -92,23 +93,76 @@ def test_a_search_killed_in_a_trial_goes_on_in_it_and_ends_as_an_unbroken_one(se
     ]
 
 
-def test_a_finished_search_repeats_nothing_and_may_be_made_longer(searching, tmp_path):
-    searching.fit_line(tmp_path, trials=2)
-    before = diary(tmp_path)
-    searching.fit_line(tmp_path, trials=2)
-    assert diary(tmp_path) == before
-    assert trials_table(searching.fit_line(tmp_path, trials=3)).height == 3
-    assert diary(tmp_path) == [*before, "2:1", "2:2", "2:3"]
+@pytest.mark.parametrize("kind", ["random", "grid", "bayesian", "hyperband"])
+def test_a_finished_search_repeats_nothing_and_may_be_made_longer(searching, tmp_path, kind):
+    short, long = tmp_path / "short", tmp_path / "long"
+    for folder in (short, long):
+        folder.mkdir()
+    searching.fit_line(short, tuner=kind, trials=2)
+    before = diary(short)
+    searching.fit_line(short, tuner=kind, trials=2)
+    assert diary(short) == before
+    longer, at_once = (searching.fit_line(folder, tuner=kind, trials=4) for folder in (short, long))
+    assert diary(short) == diary(long)
+    assert trials_table(longer).drop("seconds").equals(trials_table(at_once).drop("seconds"))
 
 
-def test_a_trial_whose_file_came_before_the_oracle_s_is_not_lost(searching, tmp_path):
-    searching.fit_line(tmp_path, trials=2)
-    state = tmp_path / "search" / "oracle.json"
-    kept = json.loads(state.read_text())
-    for name in ("start_order", "end_order"):  # As they were when trial 1 had just begun.
-        kept[name].remove("1")
-    state.write_text(json.dumps(kept))
-    assert trials_table(searching.fit_line(tmp_path, trials=2))["status"].to_list() == ["completed"] * 2
+@pytest.mark.parametrize("kind", ["grid", "hyperband"])
+def test_a_search_killed_at_the_start_of_a_trial_goes_on_as_an_unbroken_one(searching, tmp_path, kind):
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    for folder in (broken, whole):
+        folder.mkdir()
+
+    class Killed(BaseException):
+        """As Ctrl-C."""
+
+    own = searching.build
+
+    def build(hp):
+        if (broken / "search" / "trial_2").exists():  # It has its file, and is about to be built.
+            raise Killed
+        return own(hp)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(searching, "build", build)
+        with pytest.raises(Killed):
+            searching.fit_line(broken, tuner=kind)
+    tuner, unbroken = (searching.fit_line(folder, tuner=kind) for folder in (broken, whole))
+    assert trials_table(tuner).drop("seconds").equals(trials_table(unbroken).drop("seconds"))
+
+
+def test_a_trial_of_which_the_oracle_does_not_know_yet_is_drawn_again(searching, tmp_path):
+    searching.fit_line(tmp_path, trials=1)
+    search = tmp_path / "search"
+    shutil.copytree(search / "trial_0", search / "trial_1")  # Killed before the oracle's own file was written.
+    file = search / "trial_1" / "trial.json"
+    file.write_text(file.read_text().replace('"trial_id": "0"', '"trial_id": "1"'))
+    table = trials_table(searching.fit_line(tmp_path, trials=2))
+    assert table["status"].to_list() == ["completed"] * 2
+    assert diary(tmp_path)[3:] == ["1:1", "1:2", "1:3"]
+
+
+def test_a_failed_trial_counts_as_the_worst_of_its_bracket(tmp_path):
+    oracle = make_oracle("hyperband", OBJECTIVE, trials=50, epochs=9)
+    oracle._set_project_dir(str(tmp_path), "search")
+    oracle.update_space(_with_a_float())
+    rounds = []
+    while (trial := oracle.create_trial("one")).status == "RUNNING" and len(rounds) < 13:
+        rounds.append(trial.hyperparameters.values["tuner/round"])
+        number = int(trial.trial_id)
+        trial.status = "FAILED" if number in (2, 5) else "COMPLETED"
+        if trial.status == "COMPLETED":
+            oracle.update_trial(trial.trial_id, {"val_loss": float(number)})
+        oracle.end_trial(trial)
+    assert rounds == [0] * 9 + [1] * 3 + [2]
+    promoted = [trial.hyperparameters.values["tuner/trial_id"] for trial in list(oracle.trials.values())[9:13]]
+    assert [int(name) for name in promoted] == [0, 1, 3, 9]
+
+
+def _with_a_float():
+    hp = kt.HyperParameters()
+    hp.Float("rate", 0.0, 1.0)
+    return hp
 
 
 def test_what_hyperband_promotes_goes_on_as_if_it_had_never_stopped(searching, tmp_path):
@@ -243,7 +297,7 @@ def test_a_worker_that_is_killed_loses_its_trial_alone(searching, tmp_path):
 def test_workers_that_cannot_begin_end_the_search_with_what_they_said(searching, tmp_path):
     command = [sys.executable, "-c", "raise SystemExit('no such data')"]
     with pytest.raises(
-        RuntimeError, match=r"worker-\d ended with status 1 before it asked for a trial; .*no such data"
+        RuntimeError, match=r"worker-\d ended with status 1 without a trial; its log .* ends: no such data"
     ):
         searching.fit_line(tmp_path, workers=2, worker_command=command)
 
@@ -298,6 +352,7 @@ def test_a_part_of_the_addresses_is_refused(searching, tmp_path, monkeypatch):
         ({"epochs": 0}, "`epochs` must be at least 1. Received: epochs=0"),
         ({"workers": 0}, "`workers` must be at least 1. Received: workers=0"),
         ({"workers": 2}, "`worker_command` must be given with several workers"),
+        ({"options": {"max_trials": 2}}, "`options` of the tuner: `max_trials` is told by `trials`."),
         ({"options": {"factory": 2}}, "`options` of the tuner: .*unexpected keyword argument 'factory'"),
     ],
 )

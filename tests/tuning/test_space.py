@@ -29,6 +29,8 @@ def test_a_range_is_searched_as_it_says() -> None:
     log, stepped, whole = hp.space
     assert log.prob_to_value(0.5) == pytest.approx(1e-2)  # Half way from 1e-4 to 1 in ratios.
     assert [round(stepped.prob_to_value((k + 0.5) / 7), 6) for k in range(7)] == [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    ask(hp, {"d": Range(0.0, 0.6, step=0.1)}, {"d": 0.3})
+    assert hp.space[-1].default in hp.space[-1].values  # A grid would try it twice.
     assert [whole.prob_to_value(p) for p in (0.1, 0.5, 0.9)] == [1, 5, 9]
 
 
@@ -39,6 +41,14 @@ def test_a_condition_hides_a_name_from_other_trials_and_all_are_declared_at_once
     assert [parameter.name for parameter in hp.space] == ["algorithm", "steps"]
     hp.values |= {"algorithm": '"maml"', "steps": 1}
     assert ask(hp, space, {}) == {"algorithm": "maml", "steps": 1}
+    hidden = ordered(
+        {
+            "kind": Choice(("a", "b")),
+            "stepped": Range(0.0, 1.0, step=0.1, when=("kind", ("b",))),
+            "lists": Choice(([0], [1]), when=("kind", ("b",))),
+        }
+    )
+    assert ask(kt.HyperParameters(), hidden, {}) == {"kind": "a"}
     numbers = ordered({"a": Choice((1, 2)), "b": Range(0.5, 1.0, when=("a", (2,)))})
     hp = kt.HyperParameters()
     assert ask(hp, numbers, {"a": 2}) == {"a": 2, "b": 0.5}
@@ -67,6 +77,8 @@ def test_yaml_spells_ranges_and_choices() -> None:
         ({"min": 1, "max": 2, "logs": True}, r"`x`: unknown key 'logs'; known: log, max, min, step, when."),
         ([], r"`x`: a choice needs at least one value. Received: none"),
         ([1, 1], r"`x`: a choice must not hold a value twice. Received: 1, 1"),
+        ({"min": 1, "max": 4, "step": "2"}, r"`step` of a range must be a number. Received: '2'"),
+        ({"min": 1, "max": 4, "log": "no"}, r"`x`: `log` must be true or false. Received: 'no'"),
         ({"values": 3}, r"`x`: `values` must be a list. Received: 3"),
         ({"min": 1, "max": 2, "when": "y"}, r"`x`: `when` must map one name to a list of values. Received: 'y'"),
     ],

@@ -5,7 +5,7 @@ from tfmetarec.tuning.oracles import make_oracle
 from tfmetarec.tuning.plots import drawings, importance
 from tfmetarec.tuning.results import best_trial, epochs_of, trials_table, write_tensorboard
 from tfmetarec.tuning.search import search
-from tfmetarec.tuning.space import SPACE, Choice, Dimension, Range, holding, read_dimension
+from tfmetarec.tuning.space import SPACE, Choice, Dimension, Range, holding, ordered, read_dimension
 from tfmetarec.tuning.stopping import MedianStopping
 from tfmetarec.tuning.tuner import MetaTuner
 from tfmetarec.tuning.workers import lead, role
@@ -25,6 +25,7 @@ __all__ = [
     "importance",
     "lead",
     "make_oracle",
+    "ordered",
     "read_dimension",
     "role",
     "search",

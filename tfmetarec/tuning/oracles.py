@@ -1,6 +1,8 @@
 """keras-tuner's oracles as a search of ours asks them: the defaults first, an end in time, and nothing lost."""
 
 import json
+import math
+import shutil
 import time
 import warnings
 from collections.abc import Mapping
@@ -25,6 +27,9 @@ class _Searching(kt.Oracle):
 
     defaults_first = True
     stop_at: float | None = None  # As `time.time` counts.
+    trials: dict[str, Any]
+    ongoing_trials: dict[str, Any]
+    keeps_workers = False  # Whether workers outlive the oracle's process, and bring their trials to its successor.
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         if self.start_order and self.stop_at is not None and time.time() >= self.stop_at:
@@ -55,15 +60,29 @@ class _Searching(kt.Oracle):
         with write_whole(Path(self._get_trial_dir(trial.trial_id)) / "trial.json") as partial:
             partial.write_text(json.dumps(trial.get_state()))
 
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        self._was_with = dict(self.ongoing_trials)
+
     def reload(self) -> None:
         super().reload()
-        self.trials: dict[str, Any] = dict(sorted(self.trials.items()))
-        # keras-tuner saves a trial's end while it is still among those under way, and a trial's file before its own.
+        for name in set(self.trials) - set(self.start_order):
+            # The oracle's own file does not know it: it had not begun, and is drawn again.
+            shutil.rmtree(self._get_trial_dir(name))
+        self.trials = {name: self.trials[name] for name in self.start_order}
+        # keras-tuner saves a trial's end while the trial is still among those under way.
         self._retry_queue = [name for name in self.trials if name not in self.end_order]
         for name in self._retry_queue:
             self.trials[name] = Trial(self.trials[name].hyperparameters, name)
-            if name not in self.start_order:
-                self.start_order.append(name)
+        if self.keeps_workers:
+            left = {who: trial.trial_id for who, trial in self._was_with.items() if trial.trial_id in self._retry_queue}
+            self.ongoing_trials = {who: self.trials[name] for who, name in left.items()}
+            self.tuner_ids |= set(left)
+            self._retry_queue = [name for name in self._retry_queue if name not in left.values()]
+
+    def end_trial(self, trial: Any) -> None:
+        if trial.trial_id not in self.end_order:
+            super().end_trial(trial)
 
 
 class _Random(_Searching, oracles.RandomSearchOracle):
@@ -71,7 +90,21 @@ class _Random(_Searching, oracles.RandomSearchOracle):
 
 
 class _Grid(_Searching, oracles.GridSearchOracle):
+    """What keras-tuner's grid does not save: the order of its combinations, in which it looks for the next one."""
+
     defaults_first = False  # A grid begins with them by itself.
+
+    def get_state(self) -> dict[str, Any]:
+        following = list(self._ordered_ids._next_index.items())
+        return {**super().get_state(), "ordered": [self._ordered_ids._memory, following, self._ordered_ids._last_index]}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        names, following, last = state["ordered"]
+        self._ordered_ids._memory, self._ordered_ids._last_index = names, last
+        self._ordered_ids._data_to_index = {name: place for place, name in enumerate(names)}
+        self._ordered_ids._next_index.update(dict(following))
+        self._populate_next = list(self.start_order)  # Where the next one is known already, nothing comes of it.
 
 
 class _Bayesian(_Searching, oracles.BayesianOptimizationOracle):
@@ -85,7 +118,16 @@ class _Bayesian(_Searching, oracles.BayesianOptimizationOracle):
 
 
 class _Hyperband(_Searching, oracles.HyperbandOracle):
-    pass
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        """Lets failed trials count as the worst: keras-tuner would wait for them, and promote that many fewer."""
+        failed = [trial for trial in self.trials.values() if trial.status == "FAILED"]
+        for trial in failed:
+            trial.status, trial.score = "COMPLETED", -math.inf if self.objective.direction == "max" else math.inf
+        try:
+            return super().populate_space(trial_id)
+        finally:
+            for trial in failed:
+                trial.status, trial.score = "FAILED", None
 
 
 ORACLES: dict[str, Any] = {"random": _Random, "grid": _Grid, "bayesian": _Bayesian, "hyperband": _Hyperband}
@@ -126,6 +168,9 @@ def make_oracle(
     for name, number in (("trials", trials), ("epochs", epochs)):
         if number < 1:
             raise ValueError(f"`{name}` must be at least 1. Received: {name}={number}")
+    for name, key in (("max_trials", "trials"), ("max_epochs", "epochs"), ("objective", "objective"), ("seed", "seed")):
+        if name in (options or {}):
+            raise ValueError(f"`options` of the tuner: `{name}` is told by `{key}`. Received: {dict(options or {})}")
     given: dict[str, Any] = {
         "objective": objective,
         # keras-tuner takes 0 for no seed at all.

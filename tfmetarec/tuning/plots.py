@@ -24,9 +24,14 @@ def importance(tuner: MetaTuner, *, seed: int = 0) -> pl.DataFrame:
     Args:
         tuner: after its search.
         seed: int, of the forest.
+
+    Raises:
+        ValueError: if the tuner's hypermodel is no `MetaHyperModel`, whose space is known.
     """
     from sklearn.ensemble import RandomForestRegressor
 
+    if not hasattr(tuner.hypermodel, "space"):
+        raise ValueError(f"`tuner` must search a `MetaHyperModel`. Received: {type(tuner.hypermodel).__name__}")
     names, x, y = _as_numbers(tuner)
     if len(y) < LEAST or not names:
         return pl.DataFrame(schema={"name": pl.String, "importance": pl.Float64, "spread": pl.Float64})

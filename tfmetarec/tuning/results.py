@@ -1,6 +1,7 @@
 """What a search has found: a row for each trial, and the same for TensorBoard."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ def best_trial(tuner: MetaTuner) -> Any:
     completed = [trial for trial in tuner.oracle.trials.values() if trial.status == "COMPLETED"]
     if completed:
         sign = 1 if tuner.oracle.objective.direction == "max" else -1
-        return max(sorted(completed, key=lambda trial: trial.trial_id), key=lambda trial: sign * trial.score)
+        started = tuner.oracle.start_order.index
+        return max(sorted(completed, key=lambda trial: started(trial.trial_id)), key=lambda trial: sign * trial.score)
     failed = [(trial_id, _outcome(tuner, trial_id)["reason"]) for trial_id in tuner.oracle.end_order]
     if not failed:
         raise RuntimeError("no trial was finished: there was no time for one.")
@@ -76,7 +78,8 @@ def epochs_of(tuner: MetaTuner, trial: Any) -> list[dict[str, float]]:
 
 
 def write_tensorboard(tuner: MetaTuner, folder: Path) -> None:
-    """Writes every finished trial for TensorBoard's HParams page: its values, and the objective after each epoch."""
+    """Writes every finished trial for TensorBoard's HParams page: its values, the objective
+    after each epoch, and the best of it."""
     from tensorboard.plugins.hparams import api
 
     objective = tuner.oracle.objective.name
@@ -84,12 +87,17 @@ def write_tensorboard(tuner: MetaTuner, folder: Path) -> None:
         trial, own = tuner.oracle.trials[trial_id], folder / f"trial_{trial_id}"
         if own.exists():
             continue
-        writer = tf.summary.create_file_writer(str(own))
+        partial = own.with_name(f".{own.name}.writing")
+        shutil.rmtree(partial, ignore_errors=True)
+        writer = tf.summary.create_file_writer(str(partial))
         with writer.as_default():
             api.hparams({name: _plain(value) for name, value in values_of(tuner, trial).items()}, trial_id=trial_id)
             for epoch, figures in enumerate(epochs_of(tuner, trial), 1):
                 tf.summary.scalar(objective, figures[objective], step=epoch)
+            if trial.score is not None:
+                tf.summary.scalar(f"best_{objective}", trial.score, step=0)
         writer.close()
+        partial.rename(own)
 
 
 def _plain(value: Any) -> Any:

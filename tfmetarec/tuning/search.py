@@ -1,16 +1,18 @@
 """A search from beginning to end, in one process or as the chief of several."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras_tuner as kt
+from keras_tuner.src import config as keras_tuner_config
 
 from tfmetarec.tuning.oracles import make_oracle
 from tfmetarec.tuning.results import best_trial
 from tfmetarec.tuning.tuner import Ended, MetaTuner, Tell
-from tfmetarec.tuning.workers import chief, end_with_leader, lead, role
+from tfmetarec.tuning.workers import STOP_AT, chief, end_with_leader, lead, role
 
 
 def search(
@@ -72,7 +74,11 @@ def search(
         raise ValueError("`worker_command` must be given with several workers: each is a process of its own.")
     part = role()
     stop_at = None if max_minutes is None else time.time() + 60 * max_minutes
+    if part == "worker" and (told := os.environ.get(STOP_AT)) is not None:
+        stop_at = float(told)  # That of the whole search, and not counted from the worker's start.
+    keras_tuner_config.DEBUG = False  # Else every failed trial prints where it failed.
     oracle = make_oracle(tuner, objective, trials=trials, epochs=epochs, stop_at=stop_at, seed=seed, options=options)
+    oracle.keeps_workers = part == "chief"
     made = MetaTuner(
         oracle,
         hypermodel,

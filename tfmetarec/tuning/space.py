@@ -17,7 +17,7 @@ class Range:
 
     Args:
         low: int or float, finite.
-        high: int or float, at least `low`.
+        high: int or float, greater than `low`.
         log: whether equal ratios are equally far apart; needs `low` above 0.
         step: only every so many from `low` on; a ratio if `log`. Defaults to any number, or any whole number.
         when: a name in the same space and values of it: only with one of these is the range searched.
@@ -43,6 +43,8 @@ class Range:
             )
         if self.log and not self.low > 0:
             raise ValueError(f"a range with `log` must begin above 0. Received: low={self.low}")
+        if self.step is not None and (isinstance(self.step, bool) or not isinstance(self.step, int | float)):
+            raise ValueError(f"`step` of a range must be a number. Received: {self.step!r}")
         if self.step is not None and not self.step > (1 if self.log else 0):
             least = "greater than 1, a ratio" if self.log else "greater than 0"
             raise ValueError(f"`step` of {'this' if self.log else 'a'} range must be {least}. Received: {self.step!r}")
@@ -54,7 +56,7 @@ class Range:
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def ask(self, hp: kt.HyperParameters, name: str, default: Any) -> Any:
-        """The value of a trial; `default`, drawn into the range, is that of the first one."""
+        """The value of a trial, `None` where keras-tuner holds it for hidden; `default` is that of the first one."""
         default = self.low if default is None else min(max(default, self.low), self.high)
         options = {"sampling": "log" if self.log else "linear", "default": default}
         if self.whole:
@@ -62,9 +64,14 @@ class Range:
             return hp.Int(name, self.low, self.high, **{**options, "step": step, "default": round(default)})
         if self.step is None:
             return hp.Float(name, float(self.low), float(self.high), **options)
-        # keras-tuner counts steps by a division, which may fall short of the last one by a rounding error.
+        # keras-tuner counts steps by a division, which may fall short of the last one by a rounding error, and holds
+        # 3 * 0.1 for another value than 0.3.
         high = self.high * (1 + 1e-9) if self.log else self.high + 1e-6 * self.step
-        return round(hp.Float(name, float(self.low), high, step=self.step, **options), 9)
+        if not self.log:
+            on_grid = self.low + round((default - self.low) / self.step) * self.step
+            options["default"] = on_grid if abs(on_grid - default) < 1e-9 else default
+        asked = hp.Float(name, float(self.low), high, step=self.step, **options)
+        return None if asked is None else round(asked, 9)
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ class Choice:
         """The value of a trial; `default`, or the first where that is none of the values, is that of the first one."""
         known = json.dumps(default) in map(json.dumps, self.values)
         asked = hp.Choice(name, self.raw(self.values), default=self.raw([default if known else self.values[0]])[0])
-        return asked if self._is_numbers else json.loads(asked)
+        return asked if self._is_numbers or asked is None else json.loads(asked)
 
     def raw(self, values: Sequence[Any]) -> list[Any]:
         """Values of this choice as keras-tuner has them: it knows scalars of one kind alone.
@@ -180,7 +187,9 @@ def read_dimension(name: str, given: Any) -> Dimension:
             return Choice(tuple(given["values"]), **options)
         if missing := [key for key in ("min", "max") if key not in given]:
             raise ValueError(f"a range needs `{missing[0]}`.")
-        return Range(given["min"], given["max"], bool(given.get("log", False)), given.get("step"), **options)
+        if not isinstance(log := given.get("log", False), bool):
+            raise ValueError(f"`log` must be true or false. Received: {log!r}")
+        return Range(given["min"], given["max"], log, given.get("step"), **options)
     except ValueError as error:
         raise ValueError(f"`{name}`: {error}") from None
 

@@ -121,7 +121,7 @@ class MetaTuner(kt.Tuner):
         """Gives a trial that goes on from another one that one's checkpoint."""
         past = trial.hyperparameters.values.get("tuner/trial_id")
         own = self.trial_folder(trial.trial_id) / "checkpoint"
-        if past is None or own.exists():
+        if past is None or own.exists() or not (self.trial_folder(past) / "checkpoint").exists():
             return
         partial = own.with_name("checkpoint.copying")
         shutil.rmtree(partial, ignore_errors=True)

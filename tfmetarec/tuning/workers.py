@@ -1,6 +1,7 @@
 """Several workers on this machine, led over keras-tuner's own gRPC service, which is that of several machines too."""
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -19,6 +20,8 @@ HOST = "127.0.0.1"
 ADDRESS = ("KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
 ROLE = "KERASTUNER_TUNER_ID"
 LEADER = "TFMETAREC_LEADER"  # The process that started a worker.
+STOP_AT = "TFMETAREC_STOP_AT"  # When its search ends, as `time.time` counts.
+BARREN = 3  # Deaths of a worker, one after another, without a trial.
 
 
 class _Worker(NamedTuple):
@@ -96,25 +99,35 @@ def lead(tuner: MetaTuner, command: Sequence[str], workers: int) -> None:
         workers: int, at least 1.
 
     Raises:
-        RuntimeError: if a worker ends before it has asked for a trial: the others would too.
+        RuntimeError: if a worker ends before it has asked for a trial, or three times without one.
     """
     logs = tuner.folder / "workers"
     logs.mkdir(exist_ok=True)
-    with _served(tuner, f"{HOST}:0") as (_, port):
+    barren = dict.fromkeys((f"worker-{number}" for number in range(workers)), 0)
+    asked: set[str] = set()
+    with _served(tuner, f"{HOST}:0") as (servicer, port):
         shared = {**os.environ, **_threads(workers), LEADER: str(os.getpid())}
         shared |= {ADDRESS[0]: HOST, ADDRESS[1]: str(port)}
-        running = [_start(f"worker-{number}", command, shared, logs) for number in range(workers)]
+        if tuner.stop_at is not None:
+            shared[STOP_AT] = str(tuner.stop_at)
+        running = [_start(name, command, shared, logs) for name in barren]
         try:
             while running:
                 time.sleep(0.2)
+                asked |= tuner.oracle.tuner_ids
                 tuner.tell_of_ended()
                 for worker in list(running):
-                    code = worker.process.poll()
-                    if code is not None:
-                        running.remove(worker)
-                    if code:
-                        _end_its_trial(tuner, worker, code)
-                        running.append(_start(worker.name, command, shared, logs))
+                    if (code := worker.process.poll()) is None:
+                        continue
+                    running.remove(worker)
+                    had_one = _end_its_trial(tuner, worker, code)
+                    if code == 0 or servicer.stop_triggered:
+                        continue
+                    barren[worker.name] = 0 if had_one else barren[worker.name] + 1
+                    if worker.name not in asked or barren[worker.name] >= BARREN:
+                        said = f"{worker.name} {_how(code)} without a trial"
+                        raise RuntimeError(f"{said}; its log {worker.log} ends: {_last(worker.log)}")
+                    running.append(_start(worker.name, command, shared, logs))
         finally:
             for worker in running:
                 worker.process.terminate()
@@ -143,18 +156,28 @@ def _start(name: str, command: Sequence[str], environment: dict[str, str], logs:
     return _Worker(name, process, log)
 
 
-def _end_its_trial(tuner: MetaTuner, worker: _Worker, code: int) -> None:
-    """Marks the trial of a dead worker as failed, if it had one."""
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+def _end_its_trial(tuner: MetaTuner, worker: _Worker, code: int) -> bool:
+    """Marks the trial of a worker that has ended as failed; says whether it had one."""
     oracle = tuner.oracle
-    if worker.name not in oracle.tuner_ids:
-        lines = [line for line in worker.log.read_text(errors="replace").splitlines() if line.strip()]
-        raise RuntimeError(f"{worker.name} {how} before it asked for a trial; its log {worker.log} ends: {lines[-1:]}")
     oracle.tuner_ids.discard(worker.name)
-    if (trial := oracle.ongoing_trials.get(worker.name)) is not None:
-        trial.status, trial.message = "FAILED", f"its worker {how}"
-        write_outcome(tuner.trial_folder(trial.trial_id), None, trial.message)
-        oracle.end_trial(trial)
+    trial = oracle.ongoing_trials.get(worker.name)
+    if trial is None:
+        return False
+    trial.status, trial.message = "FAILED", f"its worker {_how(code)}"
+    write_outcome(tuner.trial_folder(trial.trial_id), None, trial.message)
+    oracle.end_trial(trial)
+    return True
+
+
+def _how(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+
+
+def _last(log: Path) -> str:
+    """The last line of a log that is not one of TensorFlow's."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    own = [line for line in lines if not re.match(r"[IWE]\d{4} |WARNING: All log", line)]
+    return own[-1].strip() if own else "nothing"
 
 
 def _threads(workers: int) -> dict[str, str]:
