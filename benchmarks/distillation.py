@@ -175,9 +175,7 @@ def metric_of(table: ColdStartTable) -> str:
 
 def by_user(table: ColdStartTable, name: str) -> np.ndarray:
     """nDCG of each user, the mean over K."""
-    metric = metric_of(table)
-    own = table.per_user.filter(pl.col("learner") == name)
-    return own.group_by("user_id").agg(pl.col(metric).mean()).sort("user_id")[metric].to_numpy()
+    return table.by_user(name, metric=metric_of(table))
 
 
 class Best(keras.callbacks.Callback):

@@ -132,12 +132,6 @@ def searched(case: Case, kind: str, minutes: float | None, parts: Path, console:
     return found
 
 
-def by_user(table: ColdStartTable, name: str, metric: str) -> np.ndarray:
-    """A metric of each user, the mean over K."""
-    own = table.per_user.filter(pl.col("learner") == name)
-    return own.group_by("user_id").agg(pl.col(metric).mean()).sort("user_id")[metric].to_numpy()
-
-
 def judged(
     case: Case, prepared: experiment.Prepared, part: str, learners: dict[str, Any], floors: bool
 ) -> ColdStartTable:
@@ -175,7 +169,7 @@ def compared(
     for kind in found:
         row: dict[str, Any] = {"search": kind}
         for part, table in tables.items():
-            own, base = (by_user(table, name, metric) for name in (f"best of {kind}", DEFAULTS))
+            own, base = (table.by_user(name, metric=metric) for name in (f"best of {kind}", DEFAULTS))
             gain = paired_bootstrap(sign * own, sign * base, seed=case.config.seed)
             row |= {f"{part}_gain": gain.mean, f"{part}_low": gain.low, f"{part}_high": gain.high}
             row[f"{part}_share"] = gain.mean / abs(base.mean())
@@ -185,7 +179,7 @@ def compared(
     for name in tables["test"].per_user["learner"].unique(maintain_order=True):
         own = tables["test"].summary.filter((pl.col("learner") == name) & (pl.col("metric") == metric))
         row = {"learner": name, **{f"K={k}": value for k, value in own.select("K", "mean").iter_rows()}}
-        rows.append({**row, "mean": float(by_user(tables["test"], name, metric).mean())})
+        rows.append({**row, "mean": float(tables["test"].by_user(name, metric=metric).mean())})
     return gains, rows, held
 
 

@@ -228,9 +228,9 @@ def report(
 ) -> None:
     """Write a page about a run, or about several side by side: one HTML file, and its figures."""
     with _tensorflow():
-        from tfmetarec import experiment
+        from tfmetarec import run_report
     with console.status("drawing"):
-        page, *figures = experiment.report(runs, out)
+        page, *figures = run_report.report(runs, out)
     console.print(f"Figures: {figures[0].parent}" if figures else "No figures.", soft_wrap=True)
     console.print(f"Report: {page}", soft_wrap=True)
 

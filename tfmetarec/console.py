@@ -9,8 +9,7 @@ from rich.text import Text
 
 from tfmetarec.data.splits import Split
 from tfmetarec.evaluation.cold_start import LOWER_IS_BETTER, ColdStartTable
-from tfmetarec.evaluation.report import values_in_words
-from tfmetarec.tuning import MetaTuner, best_trial, trials_table
+from tfmetarec.tuning import MetaTuner, best_trial, in_words, ranked, trials_table
 
 
 def split_table(split: Split, title: str) -> Table:
@@ -103,19 +102,17 @@ def search_table(trials: pl.DataFrame, objective: Any, rows: int = 10) -> Table:
         objective: of the search.
         rows: the most of either.
     """
-    done = trials.filter(pl.col("status") == "completed")
-    done = done.sort("score", descending=objective.direction == "max", maintain_order=True)
+    best = ranked(trials, objective, rows)
     failed = trials.filter(pl.col("status") == "failed")
-    table = Table(title=f"{objective.name} of {done.height} trials on validation users", title_justify="left")
+    title = f"{objective.name} of {(trials['status'] == 'completed').sum()} trials on validation users"
+    table = Table(title=title, title_justify="left")
     for heading in ("trial", objective.name, "epoch", "s"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("values")
-    for row in done.head(rows).iter_rows(named=True):
-        seconds = "" if row["seconds"] is None else f"{row['seconds']:.0f}"
-        epochs = f"{row['best_epoch']}/{row['epochs']}"
-        table.add_row(row["trial"], f"{row['score']:.4f}", epochs, seconds, values_in_words(row["values"]))
+    for row in best:
+        table.add_row(*row.values())
     if failed.height:
         table.add_section()
-    for row in failed.head(rows).iter_rows(named=True):
-        table.add_row(row["trial"], "failed", "", "", f"{row['reason']}\n{values_in_words(row['values'])}")
+    for trial in failed.head(rows).iter_rows(named=True):
+        table.add_row(trial["trial"], "failed", "", "", f"{trial['reason']}\n{in_words(trial['values'])}")
     return table

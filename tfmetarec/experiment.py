@@ -12,17 +12,13 @@ A stage that was interrupted is run again with the same folder and goes on where
 
 import difflib
 import functools
-import importlib
-import inspect
-import itertools
 import json
 import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -30,30 +26,22 @@ from typing import Any
 
 import keras
 import keras_tuner
-import numpy as np
 import polars as pl
 import yaml
 
 from tfmetarec import data, evaluation, export, tasks, transfer, tuning
 from tfmetarec.config import Config, ConfigError, DistillationConfig, load, value_of, with_values
 from tfmetarec.data.whole_file import write_whole
-from tfmetarec.evaluation import report as page
 from tfmetarec.evaluation.drawing import save_all
 from tfmetarec.meta import Checkpoint, GradientLearner, MetaLearner
 from tfmetarec.meta.losses import SampledSoftmax
+from tfmetarec.parts import INNER, check_parts, find, naming_options, parameters_of
+from tfmetarec.search_space import search_space
 
 NEW_ITEMS = "new_items.parquet"
-# For learners that take gradient steps: one file of settings serves to compare learners of every kind.
-INNER = ("inner_steps", "inner_learning_rate", "shrinkage")
 RATES = ("meta.inner_learning_rate", "training.learning_rate")
-SEARCHED = ("training.learning_rate", "training.weight_decay", "training.loss", "training.temperature")
 # A search may go on longer than was meant at first.
 EXTENDABLE = ("tuning.trials", "tuning.max_minutes")
-# Arguments that `build_learner` gives itself, so that nobody can give them among the options.
-_GIVEN = {
-    "model": ("vocabulary", "embedding_dim", "dropout", "id_dropout", "seed"),
-    "meta": ("model", "vocabulary", "contrast", "seed"),
-}
 PACKAGES = ("tfmetarec", "tensorflow", "keras", "tensorflow-recommenders", "numpy", "polars", "implicit")
 
 
@@ -76,7 +64,7 @@ def check(config: Config, run: Path | None = None) -> None:
         ValueError: if there is no such model or algorithm, it has no such option, or the folder holds a run
             of another configuration.
     """
-    _check_parts(config)
+    check_parts(config)
     wanted = config.distillation
     if wanted.teacher is None and wanted != DistillationConfig():
         raise ConfigError("keys of `distillation` need a teacher: give `distillation.teacher`, or leave them out.")
@@ -88,18 +76,6 @@ def check(config: Config, run: Path | None = None) -> None:
         _check_same(config, run)
 
 
-def _check_parts(config: Config) -> None:
-    model, meta, training = config.model, config.meta, config.training
-    if training.temperature is not None and training.loss not in (None, "sampled_softmax"):
-        raise ConfigError(
-            f"`training.temperature` is that of the sampled softmax. Received: training.loss={training.loss}"
-        )
-    _check_options("model", find("models", model.kind), model.options)
-    _check_options("meta", find("meta", meta.algorithm), meta.options)
-    if meta.rival is not None:
-        find("meta", meta.rival)
-
-
 def prepare(config: Config) -> Prepared:
     """Loads the data, holds out users, and learns the vocabulary from those that are left.
 
@@ -107,8 +83,8 @@ def prepare(config: Config) -> Prepared:
         ValueError: if `check` finds a mistake, or the users who are held out have too few interactions to be
             judged.
     """
-    _check_parts(config)
-    with _naming_options("data.options", config.data.options):
+    check_parts(config)
+    with naming_options("data.options", config.data.options):
         interactions = data.load(config.data.source, **config.data.options)
     split = data.cold_users(
         interactions,
@@ -136,7 +112,7 @@ def build_episodes(config: Config, prepared: Prepared) -> tasks.Episodes:
 def build_learner(config: Config, vocabulary: data.Vocabulary, algorithm: str | None = None) -> MetaLearner:
     """The configured model inside the configured algorithm (or another one), compiled."""
     chosen = config.model
-    with _naming_options("model.options", chosen.options):
+    with naming_options("model.options", chosen.options):
         model = find("models", chosen.kind)(
             vocabulary,
             chosen.embedding_dim,
@@ -149,7 +125,7 @@ def build_learner(config: Config, vocabulary: data.Vocabulary, algorithm: str | 
     options = {} if algorithm not in (None, meta.algorithm) else meta.options
     kind = find("meta", algorithm or meta.algorithm)
     inner = {name: getattr(meta, name) for name in INNER} if issubclass(kind, GradientLearner) else {}
-    with _naming_options("meta.options", options):
+    with naming_options("meta.options", options):
         learner = kind(model, **inner, contrast=meta.contrast, seed=config.seed, **options)
     if config.training.temperature is not None and learner.feedback == "explicit":
         raise ConfigError("`training.temperature` is that of choices, and these data are ratings: leave it unset.")
@@ -178,7 +154,7 @@ def _soft_loss(config: Config) -> Any:
         raise ConfigError(
             f"`distillation.loss` must be a class of `tfmetarec.transfer`; {hint} Received: {wanted.loss!r}"
         )
-    with _naming_options("distillation.options", wanted.options):
+    with naming_options("distillation.options", wanted.options):
         return getattr(transfer, losses[0])(**wanted.options)
 
 
@@ -317,124 +293,6 @@ def evaluate(
     return table
 
 
-def search_space(config: Config) -> tuple[Config, dict[str, tuning.Dimension]]:
-    """What `tuning.space` leaves of the whole space, and the configuration with the values that it fixes.
-
-    Raises:
-        ValueError: for a key that is none, or values that a configuration cannot have.
-    """
-    wanted = config.tuning
-    given = {
-        name: tuning.read_dimension(f"tuning.space.{name}", value)
-        for name, value in wanted.space.items()
-        if isinstance(value, dict | list)
-    }
-    fixed = {name: value for name, value in wanted.space.items() if name not in given and value is not None}
-    for name, value in wanted.space.items():
-        _check_searched(name, is_dropped=value is None)
-    config = with_values(config, fixed)
-    space = {**_fitting(config, tuning.SPACE), **given}
-    if "meta.algorithm" in given and isinstance(space["meta.algorithm"], tuning.Range):
-        raise ConfigError("`tuning.space.meta.algorithm` must be a list of algorithms.")
-    if any(name.startswith("meta.inner_learning_rate.") for name in given):
-        space.pop("meta.inner_learning_rate", None)  # A rate for each pattern is no rate for all.
-    dropped = [name for name, value in wanted.space.items() if value is None]
-    if wanted.only is not None:
-        if missing := [name for name in wanted.only if name not in space]:
-            nearest = difflib.get_close_matches(missing[0], space, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"There are: {', '.join(space)}."
-            raise ConfigError(f"`tuning.only` must be names of the space; {hint} Received: {missing[0]!r}")
-        dropped += [name for name in space if name not in (*wanted.only, *given)]
-    tuning.make_oracle(  # Refuses what it does not take.
-        wanted.tuner, keras_tuner.Objective("loss", "min"), trials=1, epochs=1, options=wanted.options
-    )
-    space = _conditional(config, {name: space[name] for name in space if name not in {*dropped, *fixed}})
-    if not space:
-        raise ConfigError("`tuning.space` leaves nothing to search.")
-    if lost := [name for name in given if name not in space and name not in dropped]:
-        raise ConfigError(f"`tuning.space.{lost[0]}`: no algorithm that is tried takes gradient steps.")
-    tuning.ordered(space)  # Refuses conditions on what is not there.
-    for name, dimension in space.items():
-        ends = dimension.values if isinstance(dimension, tuning.Choice) else (dimension.low, dimension.high)
-        for condition, value in itertools.product(_conditions(name, dimension, space), ends):
-            try:
-                _check_parts(with_values(config, {**condition, name: value}))
-            except ValueError as error:
-                raise ConfigError(f"`tuning.space.{name}`: {error}") from None
-    return config, space
-
-
-def _check_searched(name: str, *, is_dropped: bool) -> None:
-    """Refuses names that no trial could have a value of its own for."""
-    section, _, key = name.partition(".")
-    of_trial = {"model", "meta", "tasks", "distillation"} - ({section} if key in ("rival", "teacher") else set())
-    if section not in of_trial and name not in SEARCHED:
-        raise ConfigError(
-            f"`tuning.space.{name}`: a trial differs by keys of model, meta, tasks and distillation, and by "
-            f"{', '.join(SEARCHED)}, but not by this one."
-        )
-    if is_dropped and name not in tuning.SPACE:
-        nearest = difflib.get_close_matches(name, tuning.SPACE, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"There are: {', '.join(tuning.SPACE)}."
-        raise ConfigError(f"`tuning.space.{name}`: null drops a name that would be searched; {hint}")
-
-
-def _conditions(name: str, dimension: tuning.Dimension, space: dict[str, tuning.Dimension]) -> Sequence[dict[str, Any]]:
-    """What else may be chosen where a dimension is asked for, as far as it matters to it."""
-    if dimension.when is not None:
-        return [{dimension.when[0]: value} for value in dimension.when[1]]
-    algorithms = space.get("meta.algorithm")
-    if name.startswith("meta.options.") and isinstance(algorithms, tuning.Choice):
-        return [{"meta.algorithm": value} for value in algorithms.values]
-    return [{}]
-
-
-def _fitting(config: Config, space: dict[str, tuning.Dimension]) -> dict[str, tuning.Dimension]:
-    """The names of a space that mean something for what is configured."""
-    model_options = _parameters(find("models", config.model.kind))
-    distilled, losses = config.distillation, (None, "sampled_softmax")
-
-    def fits(name: str) -> bool:
-        section, _, rest = name.partition(".")
-        if name == "meta.algorithm":
-            return not config.meta.options  # They are those of one algorithm.
-        if name == "meta.inner_learning_rate":
-            return not isinstance(config.meta.inner_learning_rate, dict)  # A rate for each pattern.
-        if name == "training.temperature":
-            return config.training.loss in losses
-        if name == "distillation.options.temperature":
-            named = getattr(transfer, distilled.loss or "", None)
-            return distilled.teacher is not None and named is not None and "temperature" in _parameters(named)
-        if section == "distillation":
-            return distilled.teacher is not None
-        return section != "model" or not rest.startswith("options.") or rest.partition(".")[2] in model_options
-
-    found = {}
-    for name, dimension in space.items():
-        own = value_of(config, name)
-        if not fits(name) or (isinstance(dimension, tuning.Range) and dimension.log and own == 0):
-            continue  # There is no logarithm of what is set.
-        found[name] = tuning.holding(dimension, own)  # What is set is tried.
-    return found
-
-
-def _conditional(config: Config, space: dict[str, tuning.Dimension]) -> dict[str, tuning.Dimension]:
-    """The space in which settings of gradient steps are asked of algorithms alone that take such steps."""
-    of_steps = [f"meta.{name}" for name in INNER] + ["meta.options.adaptation_steps"]
-    chosen = space.get("meta.algorithm")
-    algorithms = chosen.values if isinstance(chosen, tuning.Choice) else (config.meta.algorithm,)
-    stepping = tuple(name for name in algorithms if issubclass(find("meta", name), GradientLearner))
-    found: dict[str, tuning.Dimension] = {}
-    for name, dimension in space.items():
-        own = dimension.when is None and (name in of_steps or name.startswith("meta.inner_learning_rate."))
-        if own and len(stepping) < len(algorithms):
-            if not stepping or chosen is None:
-                continue
-            dimension = replace(dimension, when=("meta.algorithm", stepping))
-        found[name] = dimension
-    return found
-
-
 def hyper_model(config: Config, prepared: Prepared) -> tuning.MetaHyperModel:
     """The configured learner with `tuning.space` to search, for any tuner of keras-tuner.
 
@@ -454,7 +312,7 @@ def hyper_model(config: Config, prepared: Prepared) -> tuning.MetaHyperModel:
 
     def build(values: dict[str, Any]) -> Any:
         chosen = with_values(config, values)
-        _check_parts(chosen)
+        check_parts(chosen)
         return _taught(chosen, build_learner(chosen, prepared.vocabulary))
 
     return tuning.MetaHyperModel(
@@ -469,6 +327,16 @@ def hyper_model(config: Config, prepared: Prepared) -> tuning.MetaHyperModel:
 
 def _objective(config: Config, prepared: Prepared) -> keras_tuner.Objective:
     return keras_tuner.Objective(*evaluation.monitor_of(prepared.vocabulary.specs.feedback, config.training.monitor))
+
+
+def searched(config: Config, run: Path, prepared: Prepared) -> tuning.MetaTuner:
+    """The search in a run folder, with its trials, to look at."""
+    wanted = config.tuning
+    epochs = wanted.epochs or config.training.epochs
+    oracle = tuning.make_oracle(
+        wanted.tuner, _objective(config, prepared), trials=wanted.trials, epochs=epochs, options=wanted.options
+    )
+    return tuning.MetaTuner(oracle, hyper_model(config, prepared), folder=run / "tuning", epochs=epochs)
 
 
 @dataclass(frozen=True)
@@ -576,7 +444,7 @@ def prepare_crossing(config: Config) -> Crossing:
         if getattr(wanted, name) is None:
             raise ConfigError(f"`transfer.{name}` must name a domain of the data. Received: none")
     _crossing_method(config)
-    with _naming_options("data.options", config.data.options):
+    with naming_options("data.options", config.data.options):
         interactions = data.load(config.data.source, **config.data.options)
     split = data.by_domain(
         interactions,
@@ -614,7 +482,7 @@ def cross(config: Config, run: Path, crossing: Crossing) -> transfer.CrossDomain
 def _crossing_method(config: Config) -> transfer.CrossDomainMethod:
     """The configured method; one that trains a learner gets the configured one."""
     kind, options = transfer.method_class(config.transfer.method), dict(config.transfer.options)
-    parameters = _parameters(kind)
+    parameters = parameters_of(kind)
     # A configured learner is compiled already, so that the method's own rate would be ignored.
     known = [name for name in parameters if name not in ("learner", "learning_rate")]
     for name in options:
@@ -624,10 +492,10 @@ def _crossing_method(config: Config) -> transfer.CrossDomainMethod:
         options["learner"] = functools.partial(build_learner, config)
     for name in set(parameters) & {"teacher", "transfer"}:  # A method around another one.
         inner = transfer.method_class(options.get(name, "joint_training"))
-        options[name] = inner(**({"seed": config.seed} if "seed" in _parameters(inner) else {}))
+        options[name] = inner(**({"seed": config.seed} if "seed" in parameters_of(inner) else {}))
     if "seed" in parameters:
         options.setdefault("seed", config.seed)
-    with _naming_options("transfer.options", config.transfer.options):
+    with naming_options("transfer.options", config.transfer.options):
         return kind(**options)
 
 
@@ -652,114 +520,6 @@ def evaluate_crossing(
     )
     _write_table(run, table)
     return table
-
-
-def report(runs: Sequence[Path], out: Path | None = None) -> list[Path]:
-    """One page of HTML about a run that `evaluate` has judged or `tune` has searched, or about several runs.
-
-    Args:
-        runs: their folders.
-        out: the page; `report.html` in the first run's folder if `None`.
-
-    Returns:
-        The page, then its figures as SVG; each is there as PNG too.
-
-    Raises:
-        ValueError: if there is nothing to report of a run yet.
-    """
-    runs = list(dict.fromkeys(runs))
-    configs = {run: open_run(run) for run in runs}
-    for run in runs:
-        if not (run / "metrics.parquet").exists() and not (run / "trials.parquet").exists():
-            raise ValueError(f"{run} has nothing to report yet: `tfmetarec evaluate {run}` makes its table.")
-    sections: list[page.Section] = []
-    for number, (run, config) in enumerate(configs.items(), 1):
-        own = _sections(config, run)
-        if len(runs) > 1:  # Each figure has a name of its own.
-            for section in own:
-                section.title = f"{config.name} ({number}): {section.title[0].lower()}{section.title[1:]}"
-                section.drawings = {f"run{number}-{name}": drawing for name, drawing in section.drawings.items()}
-        sections += own
-    judged = [(i, run) for i, run in enumerate(runs, 1) if (run / "metrics.parquet").exists()]
-    if len(judged) > 1:
-        sections.insert(0, page.side_by_side({f"{configs[run].name} ({i})": _table(run) for i, run in judged}))
-    first = configs[runs[0]]
-    title = first.name if len(runs) == 1 else f"{len(runs)} runs: {', '.join(c.name for c in configs.values())}"
-    versions = json.loads((runs[0] / "environment.json").read_text())["versions"]
-    about = [
-        ("data", ", ".join(dict.fromkeys(config.data.source for config in configs.values()))),
-        ("learner", ", ".join(dict.fromkeys(config.meta.algorithm for config in configs.values()))),
-        ("seed", ", ".join(dict.fromkeys(str(config.seed) for config in configs.values()))),
-        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
-    ]
-    return page.write_report(out or runs[0] / "report.html", title, about, sections)
-
-
-def _table(run: Path) -> evaluation.ColdStartTable:
-    """The table that `evaluate` left."""
-    per_user = pl.read_parquet(run / "users.parquet")
-    feedback = "explicit" if "mae" in per_user.columns else "implicit"
-    notes = json.loads((run / "metrics.json").read_text())["notes"]
-    return evaluation.ColdStartTable(pl.read_parquet(run / "metrics.parquet"), per_user, feedback, tuple(notes))
-
-
-def _sections(config: Config, run: Path) -> list[page.Section]:
-    """What there is to say of a run."""
-    searched = [_search_section(config, run)] if (run / "trials.parquet").exists() else []
-    if not (run / "metrics.parquet").exists():
-        return searched
-    table, models = _table(run), learners(config, run)
-    names, name = list(models), list(models)[-1]
-    prepared = prepare(config)
-    histories = {
-        own: json.loads((run / f"{kind}-history.json").read_text())
-        for own, kind in zip(reversed(names), ("learner", "rival"), strict=False)
-    }
-    found = [
-        page.headline(table, names),
-        page.gains(table, name, names),
-        page.slices(table, prepared.split.test.users, name, names, seed=config.seed),
-        page.training(histories),
-        page.example(models[name], prepared.split.test, prepared.vocabulary),
-        *searched,
-    ]
-    model: Any = getattr(models[name], "model", None)
-    if hasattr(model, "encode_item"):
-        vocabulary = prepared.vocabulary
-        popular = np.argsort(-vocabulary.popularity[1:], kind="stable")[:8] + 1
-        vectors = np.asarray(model.encode_item(vocabulary.catalogue))
-        nearest = page.neighbours(vectors, vocabulary.item_names, popular.tolist())
-        text = "The most popular items, and what the learner holds to be like them."
-        found.append(page.Section("Similar items", [text], [nearest]))
-    return found
-
-
-def _search_section(config: Config, run: Path) -> page.Section:
-    """What a search in this folder has tried."""
-    wanted, prepared = config.tuning, prepare(config)
-    epochs = wanted.epochs or config.training.epochs
-    oracle = tuning.make_oracle(
-        wanted.tuner, _objective(config, prepared), trials=wanted.trials, epochs=epochs, options=wanted.options
-    )
-    tuner = tuning.MetaTuner(oracle, hyper_model(config, prepared), folder=run / "tuning", epochs=epochs)
-    trials, best = tuning.trials_table(tuner), tuning.best_trial(tuner)
-    done = trials.filter(pl.col("status") == "completed")
-    text = (
-        f"{done.height} of {trials.height} trials were completed; the best is trial {best.trial_id}, with "
-        f"{oracle.objective.name} {best.score:.4f} on validation users."
-    )
-    order = done.sort("score", descending=oracle.objective.direction == "max", maintain_order=True).head(10)
-    rows = [
-        [
-            row["trial"],
-            f"{row['score']:.4f}",
-            f"{row['best_epoch']}/{row['epochs']}",
-            page.values_in_words(row["values"]),
-        ]
-        for row in order.iter_rows(named=True)
-    ]
-    table = page.TableOf("The ten best trials", ["trial", oracle.objective.name, "epoch", "values"], rows)
-    return page.Section("The search", [text], [table], tuning.drawings(tuner, RATES, seed=config.seed))
 
 
 def new_items(run: Path, learner: MetaLearner, files: Sequence[Path] = ()) -> pl.DataFrame | None:
@@ -897,61 +657,6 @@ def environment(seed: int) -> dict[str, Any]:
     return {"seed": seed, "versions": versions, "machine": machine}
 
 
-def find(package: str, name: str) -> Any:
-    """The model class of `tfmetarec/PACKAGE/NAME.py`: a new file is found because it exists.
-
-    Raises:
-        ValueError: naming the files there are.
-    """
-    found = _model_in(package, name) if name in _files(package) else None
-    if found is None:
-        known = [file for file in _files(package) if _model_in(package, file) is not None]
-        nearest = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"There are: {', '.join(known)}."
-        raise ValueError(f"nothing in `{package}` is called {name!r}; {hint}")
-    return found
-
-
-@contextmanager
-def _naming_options(path: str, options: dict[str, Any]) -> Iterator[None]:
-    """Says where a value of a wrong type was given. Without options a `TypeError` is a mistake of ours."""
-    try:
-        yield
-    except TypeError as error:
-        if not options:
-            raise
-        raise ConfigError(f"`{path}`: {error}. Received: {options}") from error
-
-
-def _check_options(section: str, found: Any, options: dict[str, Any]) -> None:
-    """Refuses options that a model or learner does not take, or that have a key of their own."""
-    given = {*_GIVEN[section], *(INNER if issubclass(found, GradientLearner) else ())}
-    known = [name for name in _parameters(found) if name not in given]
-    for option in options:
-        if option in known:
-            continue
-        path, listed = f"{section}.options.{option}", ", ".join(known)
-        if option in type(getattr(Config(), section)).model_fields:
-            raise ConfigError(f"`{path}` has a key of its own: `{section}.{option}`. Known options: {listed}.")
-        nearest = difflib.get_close_matches(option, known, n=1)
-        hint = f"did you mean `{section}.options.{nearest[0]}`? " if nearest else ""
-        raise ConfigError(f"unknown key `{path}`; {hint}Known: {listed}.")
-
-
-def _parameters(found: Any) -> list[str]:
-    """Named parameters of a class's `__init__` and of those that it hands the rest to, up to Keras's own."""
-    names: dict[str, None] = {}
-    for base in found.__mro__:
-        if base is keras.Model:
-            break
-        if "__init__" in vars(base):
-            parameters = inspect.signature(base.__init__).parameters.values()
-            names.update((p.name, None) for p in parameters if p.kind is not p.VAR_KEYWORD)
-            if all(p.kind is not p.VAR_KEYWORD for p in parameters):
-                break
-    return [name for name in names if name != "self"]
-
-
 def _check_lengths(part: str, interactions: data.Interactions, vocabulary: data.Vocabulary, config: Config) -> None:
     """Refuses shots and a query that no user has enough interactions for, and says which would do."""
     judged = config.evaluation
@@ -997,20 +702,6 @@ def _flat(values: Any, path: str = "") -> dict[str, Any]:
     if not isinstance(values, dict) or not values:
         return {path: values}
     return {k: v for key, value in values.items() for k, v in _flat(value, f"{path}.{key}".lstrip(".")).items()}
-
-
-def _files(package: str) -> list[str]:
-    return sorted(path.stem for path in (Path(__file__).parent / package).glob("[a-z]*.py"))
-
-
-def _model_in(package: str, name: str) -> Any:
-    """The Keras model that is called as its file is, but for case and underscores: `MAML` in `maml.py`."""
-    module = importlib.import_module(f"tfmetarec.{package}.{name}")
-    for value in vars(module).values():
-        own = isinstance(value, type) and value.__module__ == module.__name__ and issubclass(value, keras.Model)
-        if own and value.__name__.lower() == name.replace("_", ""):
-            return value
-    return None
 
 
 def _write_table(run: Path, table: evaluation.ColdStartTable) -> None:

@@ -12,8 +12,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tfmetarec.evaluation import ColdStartTable
-
 ROOT = Path(__file__).parents[2]
 
 with pytest.MonkeyPatch.context() as patch:
@@ -43,13 +41,6 @@ def test_the_best_so_far_counts_what_had_ended(monkeypatch):
     assert tuning.best_after(tuner, 30.0) == 0.3
     assert np.isnan(tuning.best_after(tuner, 14.0))
     assert tuning.best_after(searched(monkeypatch, [10.0, 20.0, 30.0], [0.1, 0.3, None], "min"), 30.0) == 0.1
-
-
-def test_a_user_s_figure_is_the_mean_over_k():
-    rows = [("a", k, user, 0.1 * user + k) for k in (0, 1) for user in (2, 1)]
-    per_user = pl.DataFrame(rows, schema=["learner", "K", "user_id", "mae"], orient="row")
-    table = ColdStartTable(pl.DataFrame(), per_user, "explicit")
-    assert tuning.by_user(table, "a", "mae").tolist() == pytest.approx([0.6, 0.7])
 
 
 def test_names_that_are_searched_are_in_every_space():

@@ -26,7 +26,8 @@ BELOW["evaluation"] = {*BELOW, "meta", "transfer"}
 BELOW["export"] = {*BELOW["evaluation"], "evaluation"}
 BELOW["tuning"] = {*BELOW["export"], "export"}
 BELOW["server"] = BELOW["client"] = BELOW["config"] = set()
-STORY = {"experiment", "console", "cli", "quickstart", "__main__", "__init__"}  # These put the parts together.
+# These put the parts together.
+STORY = {"parts", "search_space", "experiment", "run_report", "console", "cli", "quickstart", "__main__", "__init__"}
 
 
 def imported(path):

@@ -8,7 +8,7 @@ import pytest
 
 import tfmetarec as tmr
 from tfmetarec.data import Interactions, Vocabulary
-from tfmetarec.evaluation import cold_start, fitted_floors
+from tfmetarec.evaluation import ColdStartTable, cold_start, fitted_floors
 
 
 class Oracle:
@@ -199,3 +199,15 @@ def test_a_list_longer_than_the_catalogue_is_noted() -> None:
     found = cold_start({"o": Oracle(np.zeros(9))}, shop(), vocabulary=Vocabulary.fit(shop()), shots=(1,), query=1)
     assert "the catalogue has 8 items: lists are that long" in found.notes
     assert "recall@8" in found.summary["metric"].to_list()
+
+
+def test_figures_by_user_are_those_of_one_k_or_the_mean_over_all() -> None:
+    rows = [("a", k, user, 0.1 * user + k) for k in (0, 1) for user in (2, 1)]
+    per_user = pl.DataFrame(rows, schema=["learner", "K", "user_id", "mae"], orient="row")
+    table = ColdStartTable(pl.DataFrame({"metric": ["mae"]}), per_user, "explicit")
+    assert table.by_user("a").tolist() == pytest.approx([0.6, 0.7])
+    assert table.by_user("a", 1, "mae").tolist() == pytest.approx([1.1, 1.2])
+    with pytest.raises(KeyError, match="no learner 'b' at K=1 in this table"):
+        table.by_user("b", 1)
+    with pytest.raises(ValueError, match="`metric` must be one of mae. Received: metric='recall'"):
+        table.by_user("a", metric="recall")

@@ -33,7 +33,7 @@ class Recommender(Protocol):
         """Scores `(T, N)` of the items `(N, ...)` or `(T, N, ...)`."""
 
 
-class Trial(NamedTuple):
+class Question(NamedTuple):
     """One shot count of the protocol: what users show, and what they are judged on."""
 
     support: Support
@@ -66,15 +66,23 @@ class ColdStartTable:
 
     def compare(self, a: str, b: str, shots: int, metric: str | None = None, *, seed: int = 0) -> Difference:
         """Paired bootstrap over users between two learners at one K."""
-        metric = self.metric_name(metric)
+        values = (self.by_user(learner, shots, metric) for learner in (a, b))
+        return paired_bootstrap(*values, confidence=self.confidence, seed=seed)
 
-        def values(learner: str) -> np.ndarray:
-            chosen = self.per_user.filter((pl.col("learner") == learner) & (pl.col("K") == shots))
-            if chosen.is_empty():
-                raise KeyError(f"no learner {learner!r} at K={shots} in this table")
-            return chosen.sort("user_id")[metric].to_numpy()
+    def by_user(self, learner: str, shots: int | None = None, metric: str | None = None) -> np.ndarray:
+        """A metric (the headline one if `None`) of every user, by id, at one K; the mean over K if that is `None`.
 
-        return paired_bootstrap(values(a), values(b), confidence=self.confidence, seed=seed)
+        Raises:
+            KeyError: if the table has no such learner or K.
+            ValueError: if it has no such metric.
+        """
+        if metric not in self.per_user.columns:
+            metric = self.metric_name(metric)
+        own = pl.col("learner") == learner
+        chosen = self.per_user.filter(own if shots is None else own & (pl.col("K") == shots))
+        if chosen.is_empty():
+            raise KeyError(f"no learner {learner!r} at K={shots} in this table")
+        return chosen.group_by("user_id").agg(pl.col(metric).mean()).sort("user_id")[metric].to_numpy()
 
     def best_floor(self, shots: int, learners: Sequence[str], metric: str | None = None) -> str:
         """The best learner at one K that is not among `learners`."""
@@ -170,10 +178,10 @@ def cold_start(
         for k in shots:
             if progress is not None:
                 progress(name, k)
-            for users, trial in trials(table, slots, k, max(shots)):
-                scores = _scores(name, recommender, trial, table, vocabulary)
+            for users, question in questions(table, slots, k, max(shots)):
+                scores = _scores(name, recommender, question, table, vocabulary)
                 judge = _judge_ranking if feedback == "implicit" else _judge_ratings
-                figures, rows = judge(scores, trial, table, vocabulary, top_k, seed)
+                figures, rows = judge(scores, question, table, vocabulary, top_k, seed)
                 ids = {"learner": name, "K": k, "user_id": users}
                 kept.append(pl.DataFrame({**ids, **figures}))
                 if predictions is not None:
@@ -209,7 +217,7 @@ def _slots(table: TaskTable, width: int, order: str | None, seed: int) -> np.nda
     return shuffled[table.start[:-1, None] + np.arange(width)]
 
 
-def trials(table: TaskTable, slots: np.ndarray, k: int, most: int) -> Iterator[tuple[pl.Series, Trial]]:
+def questions(table: TaskTable, slots: np.ndarray, k: int, most: int) -> Iterator[tuple[pl.Series, Question]]:
     """The users in batches, each with its support of length `k` and its query.
 
     A support is as wide for every K, so that a learner's graph is traced once, and holds nothing past its length.
@@ -224,29 +232,31 @@ def trials(table: TaskTable, slots: np.ndarray, k: int, most: int) -> Iterator[t
         label[:, k:] = 0
         users = table.users.take(table.user[part[:, 0]])
         support = Support(users, item, label, np.full(len(part), k, np.int32))
-        yield table.keys[first : first + _BATCH], Trial(support, part[:, :k], part[:, most:])
+        yield table.keys[first : first + _BATCH], Question(support, part[:, :k], part[:, most:])
 
 
-def _scores(name: str, recommender: Recommender, trial: Trial, table: TaskTable, vocabulary: Vocabulary) -> np.ndarray:
+def _scores(
+    name: str, recommender: Recommender, question: Question, table: TaskTable, vocabulary: Vocabulary
+) -> np.ndarray:
     """`(T, I)` scores of the catalogue, row 0 minus infinity, or `(T, Q)` predicted ratings of the query."""
     ranking = vocabulary.specs.feedback == "implicit"
-    item = vocabulary.catalogue if ranking else table.items.take(table.item[trial.query])
-    scores = np.array(recommender.score(recommender.adapt(trial.support), item), np.float32)
-    wanted = (len(trial.query), vocabulary.n_items) if ranking else trial.query.shape
+    item = vocabulary.catalogue if ranking else table.items.take(table.item[question.query])
+    scores = np.array(recommender.score(recommender.adapt(question.support), item), np.float32)
+    wanted = (len(question.query), vocabulary.n_items) if ranking else question.query.shape
     if scores.shape != wanted:
         raise ValueError(f"{name!r} must score {wanted} items here. Received: shape {scores.shape}")
     if ranking:
         scores[:, 0] = -np.inf
     if np.isnan(scores).any() or (not ranking and not np.isfinite(scores).all()):
-        raise ValueError(f"{name!r} must give finite scores at K={trial.seen.shape[1]}. Received: NaN or infinity")
+        raise ValueError(f"{name!r} must give finite scores at K={question.seen.shape[1]}. Received: NaN or infinity")
     return scores
 
 
 def _judge_ranking(
-    scores: np.ndarray, trial: Trial, table: TaskTable, vocabulary: Vocabulary, top_k: int, seed: int
+    scores: np.ndarray, question: Question, table: TaskTable, vocabulary: Vocabulary, top_k: int, seed: int
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    top = metrics.top_items(scores, top_k, exclude=table.item[trial.seen], seed=seed)
-    relevant = table.item[trial.query]
+    top = metrics.top_items(scores, top_k, exclude=table.item[question.seen], seed=seed)
+    relevant = table.item[question.query]
     figures = {
         f"recall@{top_k}": metrics.recall_at_k(top, relevant),
         f"ndcg@{top_k}": metrics.ndcg_at_k(top, relevant),
@@ -262,9 +272,9 @@ def _judge_ranking(
 
 
 def _judge_ratings(
-    predicted: np.ndarray, trial: Trial, table: TaskTable, vocabulary: Vocabulary, top_k: int, seed: int
+    predicted: np.ndarray, question: Question, table: TaskTable, vocabulary: Vocabulary, top_k: int, seed: int
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    labels = table.label[trial.query]
+    labels = table.label[question.query]
     clipped = np.clip(predicted, *vocabulary.label_range)
     figures = {
         "mae": metrics.mae(labels, clipped),
@@ -273,7 +283,7 @@ def _judge_ratings(
     }
     ids = table.items.ids
     rows = {
-        "item_id": [ids[row].to_list() for row in table.item[trial.query]],
+        "item_id": [ids[row].to_list() for row in table.item[question.query]],
         "score": predicted.tolist(),  # nDCG orders by it.
         "rating": clipped.tolist(),  # MAE and RMSE judge it.
         "label": labels.tolist(),

@@ -1,7 +1,6 @@
 """A page of results that people look at: one HTML file that needs no network, and its figures as files."""
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from tfmetarec.data.vocabulary import Vocabulary
 from tfmetarec.data.whole_file import write_whole
 from tfmetarec.evaluation import metrics
 from tfmetarec.evaluation.bootstrap import paired_bootstrap
-from tfmetarec.evaluation.cold_start import LOWER_IS_BETTER, ColdStartTable, Recommender, trials
+from tfmetarec.evaluation.cold_start import LOWER_IS_BETTER, ColdStartTable, Recommender, questions
 from tfmetarec.evaluation.drawing import Drawing, bars, histogram, lines, plain, save_all
 from tfmetarec.tasks.table import TaskTable
 
@@ -187,17 +186,12 @@ def gains(table: ColdStartTable, learner: str, learners: Sequence[str], metric: 
         return Section("Who wins, who loses")
     k = int(table.per_user["K"].max())  # type: ignore[arg-type]
     floor = table.best_floor(k, learners, metric)
-    difference = _of_users(table, learner, k, metric) - _of_users(table, floor, k, metric)
+    difference = table.by_user(learner, k, metric) - table.by_user(floor, k, metric)
     gain = -difference if metric in LOWER_IS_BETTER else difference
     won, lost = float((gain > 0).mean()), float((gain < 0).mean())
     told = f"At K={k}, {learner} is better than {floor} for {won:.0%} of users and worse for {lost:.0%}."
     labels = (f"Gain over {floor}, K={k}", f"{metric}, to the right {learner} is better", "users")
     return Section("Who wins, who loses", [told], [], {"gains": histogram(told, gain, labels)})
-
-
-def _of_users(table: ColdStartTable, learner: str, k: int, metric: str) -> np.ndarray:
-    own = table.per_user.filter((pl.col("learner") == learner) & (pl.col("K") == k))
-    return own.sort("user_id")[metric].to_numpy()
 
 
 def slices(
@@ -335,20 +329,11 @@ def example(learner: Recommender, interactions: Interactions, vocabulary: Vocabu
     slots, names = table.start[:-1, None] + np.arange(shots + 1), vocabulary.item_names
     rows = []
     for k in range(shots + 1):
-        ((_, trial),) = trials(table, slots, k, shots)
-        scores = np.array(learner.score(learner.adapt(trial.support), vocabulary.catalogue), np.float32)
+        ((_, question),) = questions(table, slots, k, shots)
+        scores = np.array(learner.score(learner.adapt(question.support), vocabulary.catalogue), np.float32)
         scores[:, 0] = -np.inf
-        (top,) = metrics.top_items(scores, 5, exclude=table.item[trial.seen], seed=0)
+        (top,) = metrics.top_items(scores, 5, exclude=table.item[question.seen], seed=0)
         last = names[table.item[slots[0, k - 1]]] if k else "nothing yet"
         rows.append([last, ", ".join(names[row] for row in top)])
     caption = f"User {user}: what it met, one after another, and the five best items of the catalogue after that."
     return Section("One user", (), [TableOf(caption, ["met", "recommended then"], rows)])
-
-
-def values_in_words(written: str) -> str:
-    """Values in JSON by the last parts of their names: "inner_steps 3, dropout 0.2"."""
-
-    def short(value: Any) -> str:
-        return f"{value:.3g}" if isinstance(value, float) else json.dumps(value).strip('"')
-
-    return ", ".join(f"{name.rpartition('.')[2]} {short(value)}" for name, value in json.loads(written).items())

@@ -3,7 +3,7 @@
 from tfmetarec.tuning.hypermodel import MetaHyperModel
 from tfmetarec.tuning.oracles import make_oracle
 from tfmetarec.tuning.plots import drawings, importance
-from tfmetarec.tuning.results import best_trial, epochs_of, trials_table, write_tensorboard
+from tfmetarec.tuning.results import best_trial, epochs_of, in_words, ranked, trials_table, write_tensorboard
 from tfmetarec.tuning.search import search
 from tfmetarec.tuning.space import SPACE, Choice, Dimension, Range, holding, ordered, read_dimension
 from tfmetarec.tuning.stopping import MedianStopping
@@ -23,9 +23,11 @@ __all__ = [
     "epochs_of",
     "holding",
     "importance",
+    "in_words",
     "lead",
     "make_oracle",
     "ordered",
+    "ranked",
     "read_dimension",
     "role",
     "search",

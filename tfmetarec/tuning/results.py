@@ -22,8 +22,7 @@ def best_trial(tuner: MetaTuner) -> Any:
     completed = [trial for trial in tuner.oracle.trials.values() if trial.status == "COMPLETED"]
     if completed:
         sign = 1 if tuner.oracle.objective.direction == "max" else -1
-        started = tuner.oracle.start_order.index
-        return max(sorted(completed, key=lambda trial: started(trial.trial_id)), key=lambda trial: sign * trial.score)
+        return max(completed, key=lambda trial: sign * trial.score)
     failed = [(trial_id, _outcome(tuner, trial_id)["reason"]) for trial_id in tuner.oracle.end_order]
     if not failed:
         raise RuntimeError("no trial was finished: there was no time for one.")
@@ -63,6 +62,31 @@ def trials_table(tuner: MetaTuner) -> pl.DataFrame:
     return pl.DataFrame(rows, schema_overrides={**kinds, **texts})
 
 
+def ranked(trials: pl.DataFrame, objective: Any, most: int = 10) -> list[dict[str, str]]:
+    """The best trials of a table as text: `trial`, the objective by name, `epoch` (best of trained), `s`, `values`."""
+    done = trials.filter(pl.col("status") == "completed")
+    done = done.sort("score", descending=objective.direction == "max", maintain_order=True).head(most)
+    return [
+        {
+            "trial": row["trial"],
+            objective.name: f"{row['score']:.4f}",
+            "epoch": f"{row['best_epoch']}/{row['epochs']}",
+            "s": "" if row["seconds"] is None else f"{row['seconds']:.0f}",
+            "values": in_words(row["values"]),
+        }
+        for row in done.iter_rows(named=True)
+    ]
+
+
+def in_words(values: str) -> str:
+    """Values in JSON by the last parts of their names: "inner_steps 3, dropout 0.2"."""
+
+    def short(value: Any) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else json.dumps(value).strip('"')
+
+    return ", ".join(f"{name.rpartition('.')[2]} {short(value)}" for name, value in json.loads(values).items())
+
+
 def values_of(tuner: MetaTuner, trial: Any) -> dict[str, Any]:
     """What a trial was given, by the names of the space."""
     hp = trial.hyperparameters.copy()
@@ -78,8 +102,7 @@ def epochs_of(tuner: MetaTuner, trial: Any) -> list[dict[str, float]]:
 
 
 def write_tensorboard(tuner: MetaTuner, folder: Path) -> None:
-    """Writes every finished trial for TensorBoard's HParams page: its values, the objective
-    after each epoch, and the best of it."""
+    """Writes every finished trial for TensorBoard's HParams page: values, and the objective by epoch and at best."""
     from tensorboard.plugins.hparams import api
 
     objective = tuner.oracle.objective.name

@@ -1,0 +1,109 @@
+"""A page about runs: what `evaluate` has judged and `tune` has searched, as people look at it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from tfmetarec import evaluation, experiment, tuning
+from tfmetarec.config import Config
+from tfmetarec.evaluation import report as page
+
+
+def report(runs: Sequence[Path], out: Path | None = None) -> list[Path]:
+    """One page of HTML about a run that `evaluate` has judged or `tune` has searched, or about several runs.
+
+    Args:
+        runs: their folders.
+        out: the page; `report.html` in the first run's folder if `None`.
+
+    Returns:
+        The page, then its figures as SVG; each is there as PNG too.
+
+    Raises:
+        ValueError: if there is nothing to report of a run yet.
+    """
+    runs = list(dict.fromkeys(runs))
+    configs = {run: experiment.open_run(run) for run in runs}
+    for run in runs:
+        if not (run / "metrics.parquet").exists() and not (run / "trials.parquet").exists():
+            raise ValueError(f"{run} has nothing to report yet: `tfmetarec evaluate {run}` makes its table.")
+    sections: list[page.Section] = []
+    for number, (run, config) in enumerate(configs.items(), 1):
+        own = _sections(config, run)
+        if len(runs) > 1:  # Each figure has a name of its own.
+            for section in own:
+                section.title = f"{config.name} ({number}): {section.title[0].lower()}{section.title[1:]}"
+                section.drawings = {f"run{number}-{name}": drawing for name, drawing in section.drawings.items()}
+        sections += own
+    judged = [(i, run) for i, run in enumerate(runs, 1) if (run / "metrics.parquet").exists()]
+    if len(judged) > 1:
+        sections.insert(0, page.side_by_side({f"{configs[run].name} ({i})": _table(run) for i, run in judged}))
+    first = configs[runs[0]]
+    title = first.name if len(runs) == 1 else f"{len(runs)} runs: {', '.join(c.name for c in configs.values())}"
+    versions = json.loads((runs[0] / "environment.json").read_text())["versions"]
+    about = [
+        ("data", ", ".join(dict.fromkeys(config.data.source for config in configs.values()))),
+        ("learner", ", ".join(dict.fromkeys(config.meta.algorithm for config in configs.values()))),
+        ("seed", ", ".join(dict.fromkeys(str(config.seed) for config in configs.values()))),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+    ]
+    return page.write_report(out or runs[0] / "report.html", title, about, sections)
+
+
+def _table(run: Path) -> evaluation.ColdStartTable:
+    """The table that `evaluate` left."""
+    per_user = pl.read_parquet(run / "users.parquet")
+    feedback = "explicit" if "mae" in per_user.columns else "implicit"
+    notes = json.loads((run / "metrics.json").read_text())["notes"]
+    return evaluation.ColdStartTable(pl.read_parquet(run / "metrics.parquet"), per_user, feedback, tuple(notes))
+
+
+def _sections(config: Config, run: Path) -> list[page.Section]:
+    """What there is to say of a run."""
+    prepared = experiment.prepare(config)
+    searched = [_search_section(config, run, prepared)] if (run / "trials.parquet").exists() else []
+    if not (run / "metrics.parquet").exists():
+        return searched
+    table, models = _table(run), experiment.learners(config, run)
+    names, name = list(models), list(models)[-1]
+    histories = {
+        own: json.loads((run / f"{kind}-history.json").read_text())
+        for own, kind in zip(reversed(names), ("learner", "rival"), strict=False)
+    }
+    found = [
+        page.headline(table, names),
+        page.gains(table, name, names),
+        page.slices(table, prepared.split.test.users, name, names, seed=config.seed),
+        page.training(histories),
+        page.example(models[name], prepared.split.test, prepared.vocabulary),
+        *searched,
+    ]
+    model: Any = getattr(models[name], "model", None)
+    if hasattr(model, "encode_item"):
+        vocabulary = prepared.vocabulary
+        popular = np.argsort(-vocabulary.popularity[1:], kind="stable")[:8] + 1
+        vectors = np.asarray(model.encode_item(vocabulary.catalogue))
+        nearest = page.neighbours(vectors, vocabulary.item_names, popular.tolist())
+        text = "The most popular items, and what the learner holds to be like them."
+        found.append(page.Section("Similar items", [text], [nearest]))
+    return found
+
+
+def _search_section(config: Config, run: Path, prepared: experiment.Prepared) -> page.Section:
+    """What a search in this folder has tried."""
+    tuner = experiment.searched(config, run, prepared)
+    objective, best = tuner.oracle.objective, tuning.best_trial(tuner)
+    trials = tuning.trials_table(tuner)
+    done = (trials["status"] == "completed").sum()
+    text = (
+        f"{done} of {trials.height} trials were completed; the best is trial {best.trial_id}, with "
+        f"{objective.name} {best.score:.4f} on validation users."
+    )
+    rows = tuning.ranked(trials, objective)
+    table = page.TableOf("The ten best trials", list(rows[0]), [list(row.values()) for row in rows])
+    drawings = tuning.drawings(tuner, experiment.RATES, seed=config.seed)
+    return page.Section("The search", [text], [table], drawings)
