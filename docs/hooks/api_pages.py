@@ -21,6 +21,7 @@ TOPICS = {
         "data.sources.douban_cdr",
         "data.sources.synthetic",
         "data.sources.files",
+        "data.files",
     ],
     "tasks": [],
     "models": [],
@@ -71,19 +72,16 @@ Letters for shapes: `T` tasks, `S` support rows, `Q` query rows, `N` candidates,
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Makes links of full names such as `tmr.meta.MAML`, and of the names of classes that only one package has."""
-    known = {f"tfmetarec.{topic}.{name}": name for topic in TOPICS for name in exported(topic)}
-    names = list(known.values())
-    classes = {name: full for full, name in known.items() if names.count(name) == 1 and name[0].isupper()}
+    known = [(name, f"tfmetarec.{topic}.{name}") for topic in TOPICS for name in exported(topic)]
+    names = [name for name, _ in known]
+    places = {name: full for name, full in known if names.count(name) == 1 and name[0].isupper()}
+    places |= {"tmr": "tfmetarec", "tfmetarec": "tfmetarec"}
 
     def linked(match: re.Match) -> str:
-        written = match[1]
-        full = re.sub(r"^tmr\.", "tfmetarec.", written)
-        owner, _, member = written.partition(".")
-        if owner in classes:
-            full = classes[owner] + (f".{member}" if member else "")
-        elif not any(full == name or full.startswith(f"{name}.") for name in known):
+        owner, dot, member = match[1].partition(".")
+        if owner not in places:
             return match[0]
-        return f'<autoref identifier="{full}" optional><code>{written}</code></autoref>'
+        return f'<autoref identifier="{places[owner]}{dot}{member}" optional><code>{match[1]}</code></autoref>'
 
     # What is a link or a heading already, or a block of code, stays as it is.
     parts = re.split(r"(<(a|autoref|pre|h[1-6])\b.*?</\2>)", html, flags=re.S)
@@ -101,7 +99,7 @@ def exported(topic: str) -> list[str]:
 
 
 def _page(topic: str, modules: list[str]) -> str:
-    head = f"# {_shown(topic)}\n"
+    head = f"# {_shown(topic)} {{#tfmetarec.{topic}}}\n"
     if topic == "config":
         head, own = f"{head}\n{_first_line(topic)}\n\n{_keys()}", []
     else:
