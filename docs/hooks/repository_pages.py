@@ -22,9 +22,6 @@ PAGES = {
 }
 """Pages of the site that are written elsewhere in the repository."""
 
-SHOWN = {".yaml": "yaml", ".config": "text", ".py": "python"}
-"""Files that a folder's page shows; to others it links."""
-
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, uri in PAGES.items():
@@ -84,7 +81,7 @@ def _add(files: Files, config: MkDocsConfig, source: str, target: str) -> str:
     if (ROOT / path).is_file():
         files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
     elif (ROOT / path).is_dir():
-        inside = [file for file in sorted((ROOT / path).iterdir()) if file.is_file() and file.suffix != ".pyc"]
+        inside = [file for file in sorted((ROOT / path).iterdir()) if file.is_file()]
         for file in inside:
             if not files.get_file_from_path(f"files/{path}/{file.name}"):
                 files.append(File.generated(config, f"files/{path}/{file.name}", abs_src_path=str(file)))
@@ -93,10 +90,10 @@ def _add(files: Files, config: MkDocsConfig, source: str, target: str) -> str:
 
 
 def _folder_page(path: str, inside: list[Path]) -> str:
-    lines = [f"# {path}", ""]
-    shown = [file for file in inside if file.suffix in SHOWN]
-    lines += [f"- [{file.name}]({file.name})" for file in inside if file not in shown]
+    """Links to the files of a folder, and what configurations say."""
+    shown = [file for file in inside if file.suffix == ".yaml"]
+    lines = [f"# {path}", "", *[f"- [{file.name}]({file.name})" for file in inside if file not in shown]]
     for file in shown:
         code = file.read_text(encoding="utf-8").rstrip()
-        lines += ["", f"## [{file.name}]({file.name})", "", f"```{SHOWN[file.suffix]}", code, "```"]
+        lines += ["", f"## [{file.name}]({file.name})", "", "```yaml", code, "```"]
     return "\n".join(lines) + "\n"
