@@ -9,9 +9,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import typer
 import yaml
 
 import tfmetarec as tmr
+from tfmetarec.cli import app
 from tfmetarec.config import Config
 
 pytest.importorskip("mkdocs", reason="needs mkdocs: pip install 'tfmetarec[docs]'")
@@ -93,6 +95,15 @@ def test_every_key_of_a_configuration_is_listed(built: tuple[Path, str]) -> None
     for section, field in Config.model_fields.items():
         for key in getattr(field.annotation, "model_fields", [None]):
             assert f"<code>{section}.{key}</code>" in page or f"<code>{section}</code>" in page
+
+
+def test_every_command_and_option_is_listed(built: tuple[Path, str], pages: dict[str, Reader]) -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert set(commands) <= pages["api/cli.html"].ids
+    page = (built[0] / "api" / "cli.html").read_text()
+    for command in commands.values():
+        for parameter in command.params:
+            assert f"<code>{parameter.opts[0]}</code>" in page
 
 
 def test_examples_of_docstrings_are_code(built: tuple[Path, str]) -> None:
