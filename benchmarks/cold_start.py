@@ -6,9 +6,9 @@ predictions clipped. Choices (Complete Journey, or other data without ratings): 
 first K items in time are the support, the 21st to 40th what is judged, the whole catalogue less the support is ranked.
 
 `--data` is `ml-1m`, `ml-latest-small`, `completejourney`, a folder of MovieLens, or a YAML mapping of your own files.
-There is one configuration for ratings and one for choices, whatever the data. `mixture` weighs its members by a gate that
-knows K, fitted on validation users; `as medians` are the same predictions through `MedianRatings`, which keeps their
-order: absolute error asks for medians and squared error for means, so each has its row, and the floors have both too.
+There is one configuration for ratings and one for choices, whatever the data. `mixture` weighs its members by a gate
+that knows K, fitted on validation users; `as medians` are the same predictions through `MedianRatings`, which keeps
+their order: absolute error asks for medians and squared error for means, so each has its row, and the floors have both.
 
 Every seed is kept in a folder beside the JSON file until the run is done, so that an interrupted run goes on.
 """
@@ -32,6 +32,7 @@ from tfmetarec.data.whole_file import write_whole
 NAME = "cold_start"
 DATA = ("completejourney", "ml-1m", "ml-latest-small")
 QUICK_STEPS = 5
+CONTENT = ("item_id", "title", "genres", "mpaa", "directors", "actors", "year")  # Of films as choices.
 LEARNERS = tuple(dict.fromkeys((*ratings.LEARNERS, *choices.LEARNERS)))
 MORE = {
     "--learners": {"nargs": "+", "choices": LEARNERS, "metavar": "NAME", "help": f"of: {', '.join(LEARNERS)}"},
@@ -124,23 +125,21 @@ def _rated_or_not(options: report.Options, case: ratings.Problem, say: Any) -> r
     file = _file(options, case.name, 0, "rated")
     if not file.exists():
         say("rated, or drawn from what was not")
-        columns = [name for name in ("item_id", "title", "genres", "mpaa", "directors", "actors", "year")]
-        train, test, held = (
-            _as_choices(part, columns) for part in (case.split.train, case.split["user_cold"], case.held)
-        )
+        parts = (case.split.train, case.split["user_cold"], case.held)
+        train, test, held = (_as_choices(part) for part in parts)
         steps = QUICK_STEPS if options.quick else None
         with write_whole(file) as partial:
             pl.DataFrame(choices.told_apart(train, test, 0, steps, held)).write_parquet(partial)
     return _over_seeds(pl.read_parquet(file))
 
 
-def _as_choices(part: Any, columns: list[str]) -> Any:
+def _as_choices(part: Any) -> Any:
     if not isinstance(part, Interactions):
-        return tmr.data.Split({name: _as_choices(one, columns) for name, one in part.parts.items()}, part.seed)
+        return tmr.data.Split({name: _as_choices(one) for name, one in part.parts.items()}, part.seed)
     items = part.items
     if items is not None:
         part = Interactions.from_frames(
-            part.table, users=part.users, items=items.select([name for name in columns if name in items.columns]),
+            part.table, users=part.users, items=items.select([name for name in CONTENT if name in items.columns]),
             feedback="explicit", item_name="title" if "title" in items.columns else None, name=part.name,
         )  # fmt: skip
     return distillation.choices(part)

@@ -156,9 +156,8 @@ def choose(case: Problem, names: Any, budget: Budget, say: Say) -> Chosen:
         ]
         said = {name: [predictions(one, part) for part in parts] for name, one in found.items()}
         if len(members) > 1:
-            mixtures = [Mixture(members, vocabulary) for _ in parts[:1]]
             everything = Gathered.of(parts)
-            mixture = mixtures[0].fit(everything.support, everything.item, everything.labels)
+            mixture = Mixture(members, vocabulary).fit(everything.support, everything.item, everything.labels)
             gates[new] = mixture.gate
             said[MIXTURE] = [predictions(mixture, part) for part in parts]
             if not new:

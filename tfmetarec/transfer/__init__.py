@@ -23,6 +23,7 @@ from tfmetarec.transfer.joint_training import JointTraining
 from tfmetarec.transfer.kernel import KernelTransfer
 from tfmetarec.transfer.median import MedianRatings
 from tfmetarec.transfer.meta_transfer import MetaTransfer
+from tfmetarec.transfer.mixture import Mixture
 from tfmetarec.transfer.pretrained import ItemVectors, with_vectors
 from tfmetarec.transfer.prototypes import ContentPrototypes, Prototypes, class_means, clusters
 from tfmetarec.transfer.ptupcdr import PTUPCDR
@@ -55,6 +56,7 @@ __all__ = [
     "LearnerTeacher",
     "MedianRatings",
     "MetaTransfer",
+    "Mixture",
     "ModelTeacher",
     "PrototypeClassifier",
     "Prototypes",

@@ -1,0 +1,111 @@
+"""The cold-start benchmark keeps its protocol, takes other data, and runs; its figures are not judged here."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import polars as pl
+import pytest
+
+import tfmetarec as tmr
+
+ROOT = Path(__file__).parents[2]
+
+
+def imported(name: str) -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(ROOT), *sys.path])  # `benchmarks` is not part of the installed package.
+        return importlib.import_module(f"benchmarks.{name}")
+
+
+cold_start, choices, ratings, zero_shot = (
+    imported(name) for name in ("cold_start", "cold_start_choices", "cold_start_ratings", "zero_shot")
+)
+
+
+@pytest.fixture(scope="module")
+def purchases(tmp_path_factory):
+    made = tmr.data.load("synthetic", n_users=90, n_items=60, interactions_per_user=24, seed=0)
+    folder = tmp_path_factory.mktemp("own")
+    made.table.drop("label", strict=False).write_csv(folder / "purchases.csv")
+    made.items.write_csv(folder / "items.csv")
+    features = ", ".join(f"{name}: category" for name in made.items.columns if name != "item_id")
+    (folder / "own.yaml").write_text(
+        "name: own\nfeedback: implicit\n"
+        "interactions: {path: purchases.csv, user_id: user_id, item_id: item_id}\n"
+        f"items: {{path: items.csv, item_id: item_id, features: {{{features}}}}}\nduplicates: first\n"
+    )
+    return folder / "own.yaml"
+
+
+def test_the_protocol_of_purchases_is_that_of_the_whole_warm_part():
+    data = tmr.data.load("completejourney")
+    case = choices.problem(data)
+    ids = np.sort(data.table["user_id"].unique().to_numpy())
+    cold = np.random.default_rng(0).permutation(ids)[: int(0.2 * len(ids))]
+    assert set(case.split.test.table["user_id"].unique()) == set(cold.tolist())
+    assert case.vocabulary.n_items - 1 == 15_164
+    support, taken = choices.asked(case.split.test, case)
+    assert len(taken) == 434 * len(choices.SHOTS)
+    assert sorted(set(support.length.tolist())) == list(choices.SHOTS)
+
+
+def test_a_mapping_of_ones_own_files_with_shorter_histories_runs_and_can_be_interrupted(purchases, tmp_path, monkeypatch):
+    out = tmp_path / "own.json"
+    arguments = ["--quick", "--data", str(purchases), "--learners", "MAML", "--seeds", "2", "--out", str(out)]
+    predictions = ["--predictions", str(tmp_path / "kept")]
+    measured, asked = choices.measured, []
+
+    def once(*given):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(given)
+        return measured(*given)
+
+    monkeypatch.setattr(choices, "measured", once)
+    with pytest.raises(KeyboardInterrupt):
+        cold_start.main([*arguments, *predictions])
+    assert [file.name for file in out.with_suffix(".parts").iterdir()] == ["own-0-users.parquet"]
+    monkeypatch.setattr(choices, "measured", measured)
+    assert cold_start.main([*arguments, *predictions]) == 0
+    assert not out.with_suffix(".parts").exists()
+    found = json.loads(out.read_text())
+    table = found["figures"]["recall@20, means over users and seeds"]
+    assert [row["learner"] for row in table] == [*choices.FLOORS, "MAML", "mixture"]
+    assert set(table[0]) >= {"K=0", "K=1", "mean"}
+    kept = pl.read_parquet(tmp_path / "kept" / "own-0.parquet")
+    assert {"learner", "K", "user_id", "item_id", "score", "relevant"} <= set(kept.columns)
+
+
+def test_states_of_ratings_are_judged_by_means_and_medians(tmp_path):
+    case = ratings.problem(*[(split := zero_shot.made_up()).train, None][:1])
+    assert set(case.split.parts) == {"train", *ratings.STATES}
+    train, cold = (set(case.split[part].table["user_id"].unique()) for part in ("train", "user_cold"))
+    assert not train & cold
+    assert split.train.n_users >= case.split.train.n_users
+    budget = ratings.Budget(2, True)
+    names = ["Ridge on factors", "set encoder on factors"]
+    chosen = ratings.choose(case, names, budget, print)
+    assert set(chosen.gates) == {False, True}
+    made = ratings.measured(case, names, chosen, budget, 0, lambda text: None, True)
+    rows = ratings.summary(made["users"])
+    names = {row["learner"] for row in rows}
+    assert {"global mean", "MF fold-in", "mixture", "mixture as medians", "item+user bias as medians"} <= names
+    one = made["predictions"].filter((pl.col("learner") == "global mean") & (pl.col("support") == "all")).row(0, named=True)
+    by_hand = np.abs(np.array(one["score"]) - np.array(one["label"])).mean()
+    case_ = pl.col("user_id") == one["user_id"], pl.col("learner") == "global mean", pl.col("support") == "all"
+    assert made["users"].filter(*case_, pl.col("state") == one["state"])["mae"][0] == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_a_rating_is_liked_from_the_upper_part_of_the_scale():
+    assert ratings.liked((1, 2, 3, 4, 5)) == 4
+    assert ratings.liked((0.5, 5.0)) == pytest.approx(3.875)
+
+
+def test_a_name_without_a_folder_says_what_to_do(monkeypatch):
+    monkeypatch.delenv("TFMETAREC_TEST_DATA", raising=False)
+    with pytest.raises(tmr.data.DataError, match="`--data ml-1m` needs a folder: give its path"):
+        cold_start.main(["--quick", "--data", "ml-1m"])
