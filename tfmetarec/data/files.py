@@ -56,9 +56,7 @@ A section with `lists` or `counts` needs no `path`: its users are then those of 
 """
 
 import os
-from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
-from glob import glob
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,27 +65,19 @@ import yaml
 
 from tfmetarec.data import shapes
 from tfmetarec.data.errors import DataError, first_line, nearest_name
+from tfmetarec.data.reading import READING, files_of, format_of, read, scanner, shown
 
-_READING = ("separator", "quote", "columns", "missing")
 _PAIRS = ("lists", "counts")
 _SECTIONS = {
     "interactions": (
         *("path", "user_id", "item_id", "timestamp", "label", "behavior", "domain"),
-        *("time_format", "item_separator", "label_separator", "item_columns", *_READING),
+        *("time_format", "item_separator", "label_separator", "item_columns", *READING),
     ),
-    "users": ("path", "user_id", "features", "repeated", *_PAIRS, *_READING),
-    "items": ("path", "item_id", "name", "features", "repeated", *_PAIRS, *_READING),
+    "users": ("path", "user_id", "features", "repeated", *_PAIRS, *READING),
+    "items": ("path", "item_id", "name", "features", "repeated", *_PAIRS, *READING),
 }
 _SETTINGS = ("name", "feedback", "duplicates", "list_separator")
 _ROLES = ("user_id", "item_id", "label", "timestamp", "behavior", "domain")
-_FORMATS = {
-    ".csv": "csv",
-    ".txt": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".jsonl": "json lines",
-    ".ndjson": "json lines",
-}
 _WHOLE_NUMBER = r"^(0|-?[1-9]\d{0,17})$"
 
 
@@ -110,8 +100,8 @@ def read_mapping(mapping: str | os.PathLike | Mapping[str, Any]) -> dict[str, An
     frames: dict[str, pl.DataFrame] = {}
     untyped: set[str] = set()
     for name, section in _tables(sections).items():
-        files = _files(section["path"], folder, name)
-        file_format = _format_of(files)
+        files = files_of(section["path"], folder, name)
+        file_format = format_of(files)
         if file_format == "csv":
             untyped.add(name)
         frames[name] = _read_section(name, section, files, file_format, zeros=mapping["feedback"] != "implicit")
@@ -143,11 +133,11 @@ def read_items(path: str | os.PathLike, kinds: Mapping[str, str]) -> pl.DataFram
     Raises:
         DataError: if it cannot be read.
     """
-    files = _files(path, Path(), "items")
+    files = files_of(path, Path(), "items")
     types = {name: pl.Float64 if kind == "number" else pl.String for name, kind in kinds.items()}
-    file_format = _format_of(files)
-    scan = _scanner(file_format, {}, types if file_format == "csv" else {}, "items")
-    return pl.concat([_read(scan, file, ["item_id"], None) for file in files], how="diagonal_relaxed")
+    file_format = format_of(files)
+    scan = scanner(file_format, {}, types if file_format == "csv" else {}, "items")
+    return pl.concat([read(scan, file, ["item_id"], None) for file in files], how="diagonal_relaxed")
 
 
 def _load(mapping: str | os.PathLike | Mapping[str, Any]) -> tuple[Path, Mapping[str, Any]]:
@@ -200,7 +190,7 @@ def _check_section(name: str, section: Any) -> None:
             if not isinstance(table, Mapping):
                 raise DataError(f"{inside} must be a section with keys. Received: {table!r}")
             needed = ("path", one, "value") if kind == "lists" else ("path", one)
-            _check_keys(table, (*needed, *_READING), needed, inside)
+            _check_keys(table, (*needed, *READING), needed, inside)
     return None
 
 
@@ -259,22 +249,22 @@ def _read_section(
         types |= {column: pl.String for role, column in roles.items() if role != "label"}
         types |= dict.fromkeys(several, pl.String)
         types |= {column: pl.Float64 if kind == "number" else pl.String for column, kind in (features or {}).items()}
-    scan = _scanner(file_format, section, types, name)
+    scan = scanner(file_format, section, types, name)
 
     wanted: list[str] | None = None
     patterns = section.get("item_columns") or []
     if features is not None or name not in ("users", "items"):
-        shown = [section["name"]] if section.get("name") else []
-        wanted = list(dict.fromkeys([*roles.values(), *several, *shown, *(features or {})]))
-    parts = [_read(scan, file, [*roles.values()] if wanted is None else wanted, wanted, patterns) for file in files]
+        title = [section["name"]] if section.get("name") else []
+        wanted = list(dict.fromkeys([*roles.values(), *several, *title, *(features or {})]))
+    parts = [read(scan, file, [*roles.values()] if wanted is None else wanted, wanted, patterns) for file in files]
     try:
         frame = pl.concat(parts, how="vertical_relaxed")
     except pl.exceptions.PolarsError as error:
         raise DataError(
-            f"The files of `{name}` must have the same columns: {first_line(error)}. Received: {_shown(files)}"
+            f"The files of `{name}` must have the same columns: {first_line(error)}. Received: {shown(files)}"
         ) from error
     if frame.is_empty():
-        raise DataError(f"`{name}` must have rows. Received none in {_shown(files)}")
+        raise DataError(f"`{name}` must have rows. Received none in {shown(files)}")
     columns = [pl.col(column).alias(role) for role, column in roles.items()]
     if name == "interactions":
         if section.get("time_format") is not None:
@@ -295,7 +285,7 @@ def _read_section(
         if role in others:
             raise DataError(
                 f"`{name}` must not have a feature called {role!r} beside the id {roles[role]!r}; rename it "
-                f"in the file, or list the `features` without it. Received: {_shown(files)}"
+                f"in the file, or list the `features` without it. Received: {shown(files)}"
             )
     frame = frame.select(*columns, *others)
     if section.get("repeated") is not None:
@@ -333,110 +323,6 @@ def _with_pairs(name: str, section: Mapping[str, Any], frames: Mapping[str, pl.D
     return frame
 
 
-def _files(path: Any, folder: Path, name: str) -> list[Path]:
-    patterns = [path] if isinstance(path, str | os.PathLike) else path
-    if not isinstance(patterns, list | tuple) or not patterns:
-        raise DataError(f"`path` of `{name}` must be a path or a list of paths. Received: {path!r}")
-    files = []
-    for pattern in patterns:
-        full = folder / os.path.expanduser(str(pattern))
-        # A file whose own name has brackets is that file, and no pattern.
-        matches = [full] if full.is_file() else [Path(m) for m in sorted(glob(str(full), recursive=True))]
-        matches = [match for match in matches if match.is_file()]
-        if not matches:
-            raise DataError(
-                f"`path` of `{name}` must match files. Received: {str(pattern)!r}, which matches none in "
-                f"{str(folder.resolve())!r}"
-            )
-        files += matches
-    return list(dict.fromkeys(files))
-
-
-def _format_of(files: list[Path]) -> str:
-    for file in files:
-        if file.suffix.lower() not in _FORMATS:
-            raise DataError(f"A data file must end in {', '.join(_FORMATS)}. Received: {str(file)!r}")
-    formats = {_FORMATS[file.suffix.lower()] for file in files}
-    if len(formats) > 1:
-        raise DataError(
-            f"`path` must match files of one format. Received: {' and '.join(sorted(formats))} in {_shown(files)}"
-        )
-    return formats.pop()
-
-
-def _scanner(
-    file_format: str, section: Mapping[str, Any], types: dict[str, Any], name: str
-) -> Callable[[Path], pl.LazyFrame]:
-    for key in _READING:
-        if section.get(key) is not None and file_format != "csv":
-            raise DataError(f"`{key}` must be left out for {file_format} files. Received: {section[key]!r}")
-    separator, quote = section.get("separator"), section.get("quote")
-    if separator is not None and len(str(separator).encode()) != 1:
-        raise DataError(f"`separator` must be one character. Received: separator={separator!r}")
-    if quote is not None and len(str(quote).encode()) > 1:
-        raise DataError(f"`quote` must be one character, or empty. Received: quote={quote!r}")
-    columns, missing = section.get("columns"), section.get("missing")
-    for key, names in (("columns", columns), ("missing", missing)):
-        if names is not None and (not isinstance(names, list) or not all(isinstance(text, str) for text in names)):
-            raise DataError(f"`{key}` of `{name}` must be a list of texts. Received: {names!r}")
-    if columns is not None and len(set(columns)) < len(columns):
-        raise DataError(f"`columns` of `{name}` must name each column once. Received: {columns!r}")
-    if file_format == "parquet":
-        return lambda file: pl.scan_parquet(file, glob=False)
-    if file_format == "json lines":
-        return lambda file: pl.scan_ndjson(file, infer_schema_length=None)
-
-    def scan_csv(file: Path) -> pl.LazyFrame:
-        tab = file.suffix.lower() == ".tsv"
-        written: dict[str, Any] = {"separator": separator or ("\t" if tab else ","), "glob": False}
-        written["quote_char"] = '"' if quote is None else quote or None
-        if columns is None and missing is None:
-            return pl.scan_csv(file, schema_overrides=types, infer_schema_length=None, **written)
-        # Read as text: a column of numbers with an "NA" in it has no type that polars could begin with.
-        lazy = pl.scan_csv(file, infer_schema=False, has_header=columns is None, **written)
-        found = lazy.collect_schema().names()
-        if columns is not None:
-            if len(columns) != len(found):
-                raise DataError(
-                    f"`columns` of `{name}` must name the {len(found)} columns of {file}. Received: {columns}"
-                )
-            lazy = lazy.rename(dict(zip(found, columns, strict=True)))
-        if missing is not None:
-            lazy = lazy.with_columns(pl.all().str.strip_chars())
-            lazy = lazy.with_columns(pl.when(~pl.all().is_in([*missing, ""])).then(pl.all()))
-        known = {column: kind for column, kind in types.items() if column in (columns or found)}
-        return lazy.with_columns(pl.col(column).cast(kind) for column, kind in known.items())
-
-    return scan_csv
-
-
-def _read(
-    scan: Callable[[Path], pl.LazyFrame],
-    file: Path,
-    required: list[str],
-    wanted: list[str] | None,
-    patterns: list[str] | None = None,
-) -> pl.DataFrame:
-    """The wanted columns of a file, or all; and those that match the patterns, of which each must match some."""
-    try:
-        lazy = scan(file)
-        columns = lazy.collect_schema().names()
-        for column in required:
-            if column not in columns:
-                raise DataError(
-                    f"{file} must have the column {column!r}{nearest_name(column, columns)}. "
-                    f"Received the columns {columns}"
-                )
-        for pattern in patterns or ():
-            matches = [column for column in columns if fnmatchcase(column, pattern)]
-            if not matches:
-                raise DataError(f"{file} must have columns that match {pattern!r}. Received the columns {columns}")
-            wanted = list(dict.fromkeys([*(wanted or ()), *matches]))
-        return lazy.collect() if wanted is None else lazy.select(wanted).collect()
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{file} cannot be read: {first_line(error)}") from error
-
-
 def _with_one_id_type(frames: Mapping[str, pl.DataFrame], untyped: set[str], column: str) -> dict[str, pl.DataFrame]:
     """Returns the frames that have `column`, where CSV ids have the type that the other files give them."""
     holders = {name: frame for name, frame in frames.items() if column in frame.columns}
@@ -450,7 +336,3 @@ def _with_one_id_type(frames: Mapping[str, pl.DataFrame], untyped: set[str], col
         elif name in types and types[name].is_integer() and not plain:
             holders[name] = holders[name].with_columns(pl.col(column).cast(pl.String))
     return holders
-
-
-def _shown(files: list[Path]) -> str:
-    return str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
