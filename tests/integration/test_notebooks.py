@@ -3,7 +3,7 @@
 import ast
 import json
 import os
-import socket
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,13 +28,12 @@ def test_every_cell_is_python_that_was_run_in_order(notebook: Path) -> None:
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_what_is_committed_names_no_machine(notebook: Path) -> None:
-    text = notebook.read_text()
-    assert not [
-        place for place in ("/tmp/", "/home/", "/root/", "/Users/", "file://", socket.gethostname()) if place in text
-    ]
-    for cell in json.loads(text)["cells"]:
+    for cell in json.loads(notebook.read_text())["cells"]:
         assert not cell["metadata"]
-        assert not [output for output in cell.get("outputs", []) if output.get("name") == "stderr"]
+        for output in cell.get("outputs", []):
+            assert output.get("name") != "stderr"
+            output.get("data", {}).pop("image/png", None)  # What is drawn may spell anything.
+            assert not re.search(r"/(tmp|home|root|Users)/|file://|cpython|site-packages", json.dumps(output))
 
 
 def run_quickly(number: str, last: str, where: Path) -> None:
@@ -56,6 +55,7 @@ def test_curves_over_shots_and_steps_are_drawn(tmp_path: Path) -> None:
     run_quickly("03", "assert over_steps.pivot().height == 2 and len(floors) == 4", tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.serving
 def test_two_versions_are_served_and_one_taken_back(tmp_path: Path) -> None:
     run_quickly("06", "assert tmr.export.retired_versions(base) == [2]", tmp_path)

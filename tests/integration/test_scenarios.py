@@ -70,11 +70,11 @@ def test_what_was_planted_in_a_sample_is_found(name: str, tmp_path: Path, monkey
     config = load(f"configs/{name}.yaml", ["meta.rival=null"])
     prepared = experiment.prepare(config)
     run = experiment.start_run(config, tmp_path / "run")
-    table = experiment.evaluate(config, run, prepared, {"MAML": experiment.train(config, run, prepared, verbose=0)})
+    table = experiment.evaluate(config, run, prepared, {"learned": experiment.train(config, run, prepared, verbose=0)})
     few, many = min(config.evaluation.shots), max(config.evaluation.shots)
     floor = "global mean" if name == "social" else "popularity"
-    better = table.by_user("MAML", many).mean() - table.by_user(floor, many).mean()
-    adapted = table.by_user("MAML", many).mean() - table.by_user("MAML", few).mean()
+    better = table.by_user("learned", many).mean() - table.by_user(floor, many).mean()
+    adapted = table.by_user("learned", many).mean() - table.by_user("learned", few).mean()
     sign = -1 if name == "social" else 1  # An error, where less is better.
     assert sign * better > 0.05
     assert sign * adapted > 0.05
