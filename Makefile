@@ -8,7 +8,7 @@ export TFMETAREC_TEST_DATA ?= $(wildcard $(CURDIR)/../shared/data)
 # Tests of one file stay in one process, so that what they share is made once.
 TEST_PROCESSES ?= 2
 
-.PHONY: help quickstart test test-slow test-serving lint format lock benchmarks clean
+.PHONY: help quickstart test test-slow test-serving lint format docs lock benchmarks clean
 
 help: ## List what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,8 +45,12 @@ format: $(STAMP) ## Reformat the code
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
+# The variable silences a notice of the theme about MkDocs 2, which pyproject.toml does not allow.
+docs: $(STAMP) ## The documentation as a site that needs no network: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 lock: ## Renew requirements/lock.txt from pyproject.toml (needs uv)
-	uv pip compile pyproject.toml requirements/build.in --extra dev --extra report --extra pretrained \
+	uv pip compile pyproject.toml requirements/build.in --extra dev --extra report --extra pretrained --extra docs \
 		--python-version 3.11 --generate-hashes --no-header --no-annotate --upgrade -o requirements/lock.txt
 
 # The folder of a data set, for benchmarks that want one and where there is one.
@@ -60,4 +64,4 @@ benchmarks: $(STAMP) ## Run every benchmark in full; name those that missed a ta
 	test -z "$$missed" || { echo "Not all targets were met by:$$missed"; exit 1; }
 
 clean: ## Remove the environment and caches
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build site *.egg-info .pytest_cache .mypy_cache .ruff_cache

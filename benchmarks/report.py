@@ -7,10 +7,11 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
 from rich.console import Console
@@ -33,6 +34,7 @@ class Options(NamedTuple):
         seeds: how many seeds, 0, 1, ..., to run.
         data: where the data are, `None` for the benchmark's own.
         out: the JSON file to write.
+        more: what options of the benchmark's own were given.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Options(NamedTuple):
     seeds: int
     data: Path | None
     out: Path
+    more: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def parts(self) -> Path:
@@ -68,7 +71,15 @@ class Target(NamedTuple):
         return f"{self.name} is {self.value:.3g}, must be {self.rule} {self.bound:.3g}"
 
 
-def read_options(name: str, description: str, arguments: Sequence[str] | None = None, *, seeds: int = 1) -> Options:
+def read_options(
+    name: str,
+    description: str,
+    arguments: Sequence[str] | None = None,
+    *,
+    seeds: int = 1,
+    own_data: Sequence[str] = (),
+    more: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+) -> Options:
     """The command line of a benchmark.
 
     Args:
@@ -76,18 +87,23 @@ def read_options(name: str, description: str, arguments: Sequence[str] | None = 
         description: one sentence for `--help`.
         arguments: instead of those the process was started with.
         seeds: how many seeds a full run takes unless told.
+        own_data: names that `--data` takes besides paths; each has a JSON file of its own.
+        more: options of the benchmark's own, with what `add_argument` takes.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     parser.add_argument("--quick", action="store_true", help="the same code in a minute; the figures mean nothing")
     parser.add_argument("--seeds", type=int, help=f"seeds to run (default {seeds}; 1 with --quick)", metavar="N")
     parser.add_argument("--data", type=Path, metavar="PATH", help="where the data are, instead of the benchmark's own")
     parser.add_argument("--out", type=Path, metavar="PATH", help="JSON file to write (default benchmarks/results/)")
+    for option, settings in more.items():
+        parser.add_argument(option, **settings)
     given = parser.parse_args(arguments)
     if given.seeds is not None and given.seeds < 1:
         parser.error(f"`--seeds` must be at least 1. Received: --seeds {given.seeds}")
-    if given.data is not None and not given.data.exists():
-        parser.error(f"`--data` must exist. Received: --data {given.data}")
-    committed = RESULTS / f"{name}.json"
+    if given.data is not None and str(given.data) not in own_data and not given.data.exists():
+        names = f" or be one of {', '.join(own_data)}" if own_data else ""
+        parser.error(f"`--data` must exist{names}. Received: --data {given.data}")
+    committed = RESULTS / (f"{name}-{given.data.stem}.json" if own_data and given.data else f"{name}.json")
     if given.quick and given.out is not None and given.out.resolve() == committed.resolve():
         parser.error("`--out` must not be the committed file of a full run when there is `--quick`.")
     out = given.out
@@ -100,7 +116,8 @@ def read_options(name: str, description: str, arguments: Sequence[str] | None = 
         usable = False
     if not usable:
         parser.error(f"`--out` must be a file in a folder that can be written. Received: --out {out}")
-    return Options(name, given.quick, given.seeds or (1 if given.quick else seeds), given.data, out)
+    own = {option.lstrip("-"): getattr(given, option.lstrip("-").replace("-", "_")) for option in more}
+    return Options(name, given.quick, given.seeds or (1 if given.quick else seeds), given.data, out, own)
 
 
 def run(main: Callable[[], int]) -> NoReturn:

@@ -234,6 +234,7 @@ def validation(train: Interactions) -> Split:
     is_new = (table["year"] > table["year"].max() - NEW_YEARS).fill_null(False)
     is_cold = table["user_id"].is_in(pl.Series(held).implode())
     rows = {"train": ~is_new & ~is_cold, "item_cold": is_new & ~is_cold, "both_cold": is_new & is_cold}
+    rows["user_cold"] = ~is_new & is_cold
     return Split({name: train.filter(chosen) for name, chosen in rows.items()}, seed=0)
 
 

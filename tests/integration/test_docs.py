@@ -55,8 +55,20 @@ def test_no_link_is_dead(path: Path) -> None:
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("page", ["tuning", *(pytest.param(p, marks=SLOW) for p in ("distillation", "cross_domain"))])
+LONG = ("getting_started", "distillation", "cross_domain")
+
+
+@pytest.mark.parametrize("page", ["data", "tuning", *(pytest.param(page, marks=SLOW) for page in LONG)])
 def test_the_first_example_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), flags=re.S)[0]
     monkeypatch.chdir(tmp_path)
     exec(compile(code, f"{page}.md", "exec"), {})
+
+
+def test_the_first_learner_of_getting_started_learns() -> None:
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "getting_started.md").read_text(), flags=re.S)[0]
+    code, _, _ = code.partition("published =")  # Its export is checked in a process of its own, which takes long.
+    code = code.replace("n_users=300", "n_users=100").replace("epochs=10", "epochs=2, verbose=0")
+    names: dict = {}
+    exec(compile(code, "getting_started.md", "exec"), names)
+    assert set(names["table"].per_user["learner"].unique()) == {"MAML", "MF fold-in", "global mean", "item+user bias"}

@@ -130,8 +130,9 @@ class Client:
         return self._retried(self._transport.metadata, self._end())
 
     def has_signature(self, name: str) -> bool:
-        """Whether the model has a signature, as far as this client knows: it asks the server once, and again
-        after a call that the model refused.
+        """Whether the model has a signature, as far as this client knows.
+
+        It asks the server once, and again after a call that the model refused.
 
         Raises:
             ServingError: as `predict`.

@@ -178,8 +178,7 @@ def four_states(
 
 
 def by_time(interactions: Interactions, *, validation_share: float = 0.1, test_share: float = 0.1) -> Split:
-    """Cuts at two points in time: all of `train` is before all of `validation`, and that before all of
-    `test`.
+    """Cuts at two points in time: `train` ends before `validation` begins, and that before `test`.
 
     Rows at the time of a cut go to the earlier part together.
 

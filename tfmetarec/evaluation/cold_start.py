@@ -163,7 +163,7 @@ def cold_start(
             f"`shots` and `query` need {width} interactions of a user together. Received: users with at most {longest}"
         )
     table = TaskTable.build(interactions, vocabulary, min_interactions=width)
-    slots, notes = _slots(table, width, order, seed), table.notes
+    slots, notes = in_order(table, width, order, seed), table.notes
     if top_k > vocabulary.n_items - 1:
         top_k = vocabulary.n_items - 1
         notes = (*notes, f"the catalogue has {top_k} items: lists are that long")
@@ -203,7 +203,7 @@ def fitted_floors(train: Interactions, vocabulary: Vocabulary, *, seed: int = 0)
     return {baseline.name: baseline.fit(ratings) for baseline in floors(vocabulary.specs.feedback, seed=seed)}
 
 
-def _slots(table: TaskTable, width: int, order: str | None, seed: int) -> np.ndarray:
+def in_order(table: TaskTable, width: int, order: str | None, seed: int) -> np.ndarray:
     """`(M, width)` slots of each task in the order in which they are shown."""
     if order not in (None, "time", "random"):
         raise ValueError(f"`order` must be 'time' or 'random'. Received: order={order!r}")

@@ -23,7 +23,7 @@ class IMAML(GradientLearner):
         proximal: float, greater than 0. How strongly a task is held to the start. Defaults to 1.
         solver_steps: int, at least 1. Steps of conjugate gradient. Defaults to 5.
         inner_steps: int, at least 1. Defaults to 10.
-        (others): as `MAML`. Rates and clipping change how the descent goes, not its goal, so rates cannot be learned.
+        **options: as `MAML`. Rates and clipping change how the descent goes, not its goal, so rates cannot be learned.
 
     Reference: [Rajeswaran et al., 2019](https://arxiv.org/abs/1909.04630), equations 3 and 6, algorithm 2.
     """

@@ -23,8 +23,9 @@ class MAMLPlusPlus(GradientLearner):
         annealing_steps: int, at least 0. Outer steps until only the last inner step's loss counts. Defaults to 1000.
         first_order_steps: int, at least 0. Outer steps without second derivatives. Both derivatives are in one
             graph, so these steps cost what others cost. Defaults to 0.
-        learned_rate, rate_per_step: as `GradientLearner`; by default "layer" and `True`.
-        (others): as `MAML`.
+        learned_rate: as `GradientLearner`. Defaults to "layer".
+        rate_per_step: as `GradientLearner`. Defaults to `True`.
+        **options: as `MAML`.
 
     Reference: [Antoniou et al., 2019](https://arxiv.org/abs/1810.09502), section 3: multi-step loss (equation 4),
     derivative-order annealing, per-layer per-step learning rates.
@@ -51,6 +52,7 @@ class MAMLPlusPlus(GradientLearner):
     def step_weights(self, outer_step: Any) -> tf.Tensor:
         """The weight of the query loss after each inner step, `(inner_steps,)`, summing to 1.
 
+        Example:
         >>> import tfmetarec as tmr
         >>> vocabulary = tmr.data.Vocabulary.fit(tmr.data.load("synthetic", n_users=8, seed=0))
         >>> learner = MAMLPlusPlus(tmr.models.TwoTower(vocabulary, 4), inner_steps=2, annealing_steps=10)

@@ -24,7 +24,7 @@ class Reptile(GradientLearner):
     Args:
         proximal: float, at least 0. Strength of `proximal / 2 * |theta_k - theta|^2`, added to the inner loss
             so that a task cannot run far from the start. Defaults to 0.
-        (others): as `GradientLearner`; its rates cannot be learned, since no gradient reaches them.
+        **options: as `GradientLearner`; its rates cannot be learned, since no gradient reaches them.
 
     Reference: [Nichol et al., 2018](https://arxiv.org/abs/1803.02999), algorithm 2; the proximal term as in
     [Zhou et al., 2019](https://arxiv.org/abs/1907.00877), equation 2.

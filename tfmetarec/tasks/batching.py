@@ -92,19 +92,23 @@ def user_episodes(interactions: Interactions, vocabulary: Vocabulary, **options:
     Args:
         interactions: training interactions, e.g. `split.train`.
         vocabulary: fitted on them.
-        support: int, or least and most support interactions per task, e.g. `(0, 20)`; drawn anew each time.
-        query: int, at least 1. Most query interactions per task.
-        tasks_per_batch: int, at least 1.
-        negatives: int. Items per batch that implicit feedback is contrasted with, once for the support and
-            once for the query. Defaults to 512 for implicit feedback; must be 0 for explicit.
-        negative_sampling: "popularity" (default), "uniform" or "category".
-        order: "time" (support precedes query) or "random". Defaults to "time" where there are timestamps.
-        early: float, at least 1. In time order, how strongly episodes prefer the beginning of a history, which is
-            what a new user's looks like: a window starts `u ** early` of the way, `u` uniform. Defaults to 4;
-            1 is anywhere alike.
-        min_interactions: int, at least 2. Smaller tasks are left out, see `episodes.table.notes`.
-        steps_per_epoch: int. Defaults to once through all tasks.
-        seed: int. Equal seeds give equal episodes.
+        **options: any of these keywords.
+
+            - `support`: int, or least and most support interactions per task, drawn anew each time. Defaults to
+              `(0, 20)`.
+            - `query`: int, at least 1. Most query interactions per task. Defaults to 20.
+            - `tasks_per_batch`: int, at least 1. Defaults to 32.
+            - `negatives`: int. Items per batch that implicit feedback is contrasted with, once for the support and
+              once for the query. Defaults to 512 for implicit feedback; must be 0 for explicit.
+            - `negative_sampling`: "popularity" (default), "uniform" or "category".
+            - `order`: "time" (support precedes query) or "random". Defaults to "time" where there are timestamps.
+            - `early`: float, at least 1. In time order, how strongly episodes prefer the beginning of a history,
+              which is what a new user's looks like: a window starts `u ** early` of the way, `u` uniform. Defaults
+              to 4; 1 is anywhere alike.
+            - `min_interactions`: int, at least 2. Smaller tasks are left out, see `episodes.table.notes`. Defaults
+              to 2.
+            - `steps_per_epoch`: int. Defaults to once through all tasks.
+            - `seed`: int. Equal seeds give equal episodes. Defaults to 0.
 
     Raises:
         ValueError: for an option out of range.

@@ -55,10 +55,10 @@ class EMCDR(CrossDomainMethod):
     Args:
         factors: int, at least 1. Dimensions of both factorisations. Defaults to 16.
         hidden: int, at least 0. Hidden units of the map; 0 makes it linear, as the paper's first variant. Defaults to
-        32.
+            32.
         regularization: float, greater than 0, of both factorisations; `None` for their own default. Defaults to `None`.
         epochs: int, at least 1. The most that are tried where there are validation users, else how many. Defaults to
-        50.
+            50.
         learning_rate: float, greater than 0. Of Adam. Defaults to 0.005.
         batch_size: int, at least 1. Users in a step. Defaults to 64.
         seed: int, at least 0. Defaults to 0.

@@ -128,7 +128,12 @@ class WordVectors:
 
         Args:
             texts: strings; `None` counts as empty.
-            width, window, epochs, negatives, min_count, seed: as for `item2vec`, of words instead of items.
+            width: int, at least 1. Of the vectors.
+            window: int, at least 1. How far apart two words of a text may be to count as neighbours.
+            epochs: int, at least 1.
+            negatives: int, at least 1. Words that each pair is contrasted with.
+            min_count: int, at least 1. Rarer words get no vector.
+            seed: int, at least 0.
 
         Raises:
             ValueError: for an option out of range, or if no word is found `min_count` times.

@@ -159,7 +159,8 @@ class Prototypes(keras.Model):
         """Prototypes of known members.
 
         Args:
-            vectors: `(N, D)`: item vectors of any trained model (see `tfmetarec.transfer.item_vectors`), or any other.
+            vectors: `(N, D)`: item vectors of any trained model (see `tfmetarec.transfer.zero_shot.item_vectors`), or
+                any other.
             classes: `(N,)` or `(N, L)` int rows, see `class_means`.
             n_classes: int. Defaults to the largest row and one.
             shrinkage: float, at least 0, or "leave_one_out": the one of 61 from 0.01 to 10,000 that foretells each

@@ -88,7 +88,7 @@ class PTUPCDR(CrossDomainMethod):
         hidden: int, at least 1. Hidden units of the attention and of the meta network. Defaults to 32.
         regularization: float, greater than 0, of both factorisations; `None` for their own default. Defaults to `None`.
         epochs: int, at least 1. The most that are tried where there are validation users, else how many. Defaults to
-        20.
+            20.
         learning_rate: float, greater than 0. Of Adam. Defaults to 0.002.
         batch_size: int, at least 1. Users in a step. Defaults to 32.
         longest: int, at least 1. Source items that the attention sees, the last ones. Defaults to 100.

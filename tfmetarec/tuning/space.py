@@ -119,6 +119,7 @@ class Choice:
 
 
 Dimension = Range | Choice
+"""What one name of a space may be."""
 
 
 def holding(dimension: Dimension, value: Any) -> Dimension:
@@ -157,6 +158,7 @@ SPACE: dict[str, Dimension] = {
     "distillation.alpha": Range(0.0, 1.0, step=0.1),
     "distillation.options.temperature": Range(0.5, 5.0, log=True),
 }
+"""What is searched where nothing else is said."""
 
 
 def read_dimension(name: str, given: Any) -> Dimension:

@@ -1,0 +1,377 @@
+"""Users, items or both unknown, and ratings to predict: the part of `cold_start` for explicit feedback."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import polars as pl
+
+import tfmetarec as tmr
+from benchmarks import report, zero_shot
+from benchmarks.zero_shot import LISTED, MOST, SHORT, Tasks, predictions, tasks
+from tfmetarec.data import Interactions, Split, Vocabulary
+from tfmetarec.evaluation import metrics, paired_bootstrap
+from tfmetarec.models.baselines import BiasedMF, GlobalMean, ItemUserBias, Ratings
+from tfmetarec.tasks import Support
+from tfmetarec.tasks.table import TaskTable
+from tfmetarec.transfer.median import MedianRatings
+from tfmetarec.transfer.mixture import Mixture
+from tfmetarec.transfer.zero_shot import two_tower_from_vectors
+
+STATES = ("warm", "user_cold", "item_cold", "both_cold")
+NEW = ("item_cold", "both_cold")
+SUPPORTS = {"all": MOST, "5": SHORT}
+FLOORS = ("global mean", "item+user bias", "MF fold-in", "MF fold-in, 64 factors")
+LEARNERS = ("fine-tuning", "MAML", "Ridge", "Ridge on factors", "set encoder on factors")
+MEMBERS = ("Ridge on factors", "set encoder on factors", "Ridge")
+MIXTURE, MEDIANS = "mixture", " as medians"
+# One configuration for all ratings, chosen on validation users of MovieLens-1M.
+FACTORS = {"factors": 64, "regularization": 0.1}
+FOLD_IN = {"regularization": 1.5, "level_regularization": 5.0}
+TOWER = {"embedding_dim": 32, "item_hidden": (64,), "dropout": 0.3, "id_dropout": 0.3}
+GRADIENT = {"inner_steps": 3, "inner_learning_rate": 0.05, "shrinkage": 5.0}
+SET_ENCODER = {"representation": 64, "hidden": (128,), "shrinkage": 5.0}
+EPISODES = {"support": (0, MOST - 10), "query": 20, "tasks_per_batch": 64, "order": "random"}
+TOWER_OPTIMIZER = {"learning_rate": 2e-3, "weight_decay": 0.05}
+ENCODER_OPTIMIZER = {"learning_rate": 1e-3, "weight_decay": 0.01}
+EPOCH, TOWER_EPOCHS, ENCODER_EPOCHS = 100, 6, 5
+METRICS = ("mae", "rmse", "ndcg_at_5")
+# State, support, metric, rule, bound, and whether it is the mixture of means or of medians that is held to it.
+BOUNDS = (
+    ("user_cold", "all", "mae", "at most", 0.690),
+    ("user_cold", "all", "rmse", "at most", 0.850),
+    ("user_cold", "all", "ndcg_at_5", "at least", 0.820),
+    ("user_cold", "5", "mae", "at most", 0.735),
+    ("item_cold", "all", "ndcg_at_5", "at least", 0.70),
+    ("item_cold", "all", "mae", "at most", 0.85),
+    ("both_cold", "all", "ndcg_at_5", "at least", 0.70),
+    ("both_cold", "all", "mae", "at most", 0.85),
+    ("warm", "all", "mae", "at most", 0.700),
+    ("warm", "all", "rmse", "at most", 0.850),
+)
+
+Say = Callable[[str], None]
+
+
+class Problem(NamedTuple):
+    """Ratings in their states, and what choices are made on."""
+
+    name: str
+    split: Split
+    held: Split
+
+
+class Budget(NamedTuple):
+    """How long learners train, of an epoch's steps."""
+
+    steps: int
+    quick: bool
+
+
+def problem(interactions: Interactions, published: Split | None = None) -> Problem:
+    """The published states, or four drawn ones; within the training part the same again, to choose on."""
+    split = published or tmr.data.every_state(interactions, item_share=0.25, warm_rows=20, validation_share=0.0)
+    if published is None:
+        parts = {"user_cold" if name == "test" else name: part for name, part in split.parts.items()}
+        split = Split(parts, split.seed, split.notes)
+    dated = split.train.items is not None and "year" in split.train.items.columns
+    held = zero_shot.validation(split.train) if dated else tmr.data.four_states(split.train, item_share=0.1)
+    return Problem(interactions.name, split, held)
+
+
+def fitted(train: Interactions, vocabulary: Vocabulary, names: Any, budget: Budget, seed: int, say: Say) -> dict:
+    """Floors and the learners that are named, learned on `train`."""
+    table = TaskTable.build(train, vocabulary)
+    user, item = np.repeat(np.arange(1, len(table) + 1), table.sizes), table.items.features["item_id"][table.item]
+    ratings = Ratings(user, item, table.label, len(table) + 1, vocabulary.n_items)
+    wide = BiasedMF(**FACTORS, seed=seed)
+    made = dict(zip(FLOORS, (GlobalMean(), ItemUserBias(), BiasedMF(seed=seed), wide), strict=True))
+    found: dict[str, Any] = {name: floor.fit(ratings) for name, floor in made.items()}
+    episodes = tmr.tasks.user_episodes(train, vocabulary, **EPISODES, min_interactions=13, seed=seed)
+    content = zero_shot.item_features(vocabulary)
+    completion = {"item_features": content, **zero_shot.PROTOTYPES, "sample": 200 if budget.quick else 1000}
+
+    def trained(learner: Any, optimizer: dict[str, float], epochs: int) -> Any:
+        steps = epochs * budget.steps
+        rate = keras.optimizers.schedules.CosineDecay(optimizer["learning_rate"], steps, alpha=0.05)
+        learner.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=optimizer["weight_decay"]))
+        learner.fit(episodes, steps_per_epoch=budget.steps, epochs=epochs, verbose=0)
+        return learner
+
+    def tower() -> Any:
+        return tmr.models.TwoTower(vocabulary, **TOWER, seed=seed)
+
+    def on_factors() -> Any:
+        return two_tower_from_vectors(vocabulary, wide.items, level=wide.mean)
+
+    def completed(learner: Any) -> Any:
+        return tmr.transfer.zero_shot(learner, train, seed=seed, **completion) if content else learner
+
+    def set_encoder() -> Any:
+        model = on_factors()
+        model.item_encoder.trainable = False
+        learner = tmr.meta.NeuralProcess(model, **SET_ENCODER, seed=seed)
+        return completed(trained(learner, ENCODER_OPTIMIZER, ENCODER_EPOCHS))
+
+    makers: dict[str, Callable[[], Any]] = {
+        "fine-tuning": lambda: trained(
+            tmr.meta.FineTuning(tower(), **GRADIENT, seed=seed), TOWER_OPTIMIZER, TOWER_EPOCHS
+        ),
+        "MAML": lambda: trained(tmr.meta.MAML(tower(), **GRADIENT, seed=seed), TOWER_OPTIMIZER, TOWER_EPOCHS),
+        "Ridge": lambda: trained(tmr.meta.Ridge(tower(), **FOLD_IN, seed=seed), TOWER_OPTIMIZER, TOWER_EPOCHS),
+        "Ridge on factors": lambda: completed(tmr.meta.Ridge(on_factors(), **FOLD_IN, seed=seed)),
+        "set encoder on factors": set_encoder,
+    }
+    for name in names:
+        start = time.perf_counter()
+        found[name] = makers[name]()
+        say(f"  {name}: {time.perf_counter() - start:.0f} s")
+    return found
+
+
+class Chosen(NamedTuple):
+    """What validation users chose: the mixtures' gates and the medians' thresholds, for known items and new ones."""
+
+    gates: Mapping[bool, np.ndarray]
+    thresholds: Mapping[tuple[str, bool], np.ndarray]
+    cut: Mapping[str, float]
+    ablation: report.Rows
+
+
+def choose(case: Problem, names: Any, budget: Budget, say: Say) -> Chosen:
+    """Learns on a part of `train` and chooses on users, and items, that were held out of it."""
+    held, seed = case.held, 0
+    vocabulary = Vocabulary.fit(held.train, max_list_length=LISTED)
+    found = fitted(held.train, vocabulary, names, budget, seed, say)
+    members = {name: found[name] for name in MEMBERS if name in found}
+    gates, thresholds, cut, ablation = {}, {}, {}, []
+    scale = tuple(np.unique(held.train.table["label"].to_numpy()).tolist())
+    for new in (False, True):
+        parts = [
+            tasks(held[state], vocabulary, seed, support)
+            for state in (NEW if new else ("user_cold",))
+            for support in (*SUPPORTS.values(), 20)
+        ]
+        said = {name: [predictions(one, part) for part in parts] for name, one in found.items()}
+        if len(members) > 1:
+            mixtures = [Mixture(members, vocabulary) for _ in parts[:1]]
+            everything = Gathered.of(parts)
+            mixture = mixtures[0].fit(everything.support, everything.item, everything.labels)
+            gates[new] = mixture.gate
+            said[MIXTURE] = [predictions(mixture, part) for part in parts]
+            if not new:
+                ablation = ablated(parts[:2], said, members, vocabulary, seed)
+        labels = np.concatenate([part.table.label[part.query].ravel() for part in parts])
+        for name in (*FLOORS[1:], MIXTURE):
+            if name in said:
+                scores = np.concatenate([scores.ravel() for scores in said[name]])
+                if len(scale) <= 12:
+                    thresholds[name, new] = MedianRatings(None, scale).fit_scores(scores, labels).thresholds
+        if not new:
+            full = said[MIXTURE if MIXTURE in said else FLOORS[-1]][0].ravel()
+            good = (parts[0].table.label[parts[0].query].ravel() >= liked(scale)).astype(int)
+            cut = {metric: metrics.best_threshold(good, full, metric) for metric in ("accuracy", "f1")}
+    return Chosen(gates, thresholds, cut, ablation)
+
+
+def liked(scale: Any) -> float:
+    """From which rating on an item was liked: the upper two fifths of the scale, 4 of 1 to 5."""
+    return min(scale) + 0.75 * (max(scale) - min(scale))
+
+
+class Gathered(NamedTuple):
+    """Tasks of several lengths as one support."""
+
+    support: Support
+    item: dict[str, np.ndarray]
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, parts: list[Tasks]) -> "Gathered":
+        width = max(part.support.shape[1] for part in parts)
+        supports, items, labels = [], [], []
+        for part in parts:
+            table = part.table
+            shown = np.pad(part.support, ((0, 0), (0, width - part.support.shape[1])), mode="edge")
+            users = table.users.take(table.user[shown[:, 0]])
+            supports.append(Support(users, table.items.take(table.item[shown]), table.label[shown], part.length))
+            items.append(table.items.take(table.item[part.query]))
+            labels.append(table.label[part.query])
+        joined = Support(*(_joined([support[place] for support in supports]) for place in range(4)))
+        return cls(joined, _joined(items), np.concatenate(labels))
+
+
+def _joined(values: list[Any]) -> Any:
+    if isinstance(values[0], dict):
+        return {name: np.concatenate([value[name] for value in values]) for name in values[0]}
+    return np.concatenate(values)
+
+
+def ablated(parts: list[Tasks], said: dict, members: dict, vocabulary: Vocabulary, seed: int) -> report.Rows:
+    """What each member and the gate are good for: fitted on one half of the validation users, judged on the other."""
+    cases: dict[str, tuple[dict, bool]] = {"the mixture": (members, True), "equal weights": (members, False)}
+    for name in members:
+        if len(members) > 2:
+            cases[f"without {name}"] = ({other: one for other, one in members.items() if other != name}, True)
+    rows = [
+        {"variant": f"{name} alone", **_both(parts, [said[name][place] for place in range(2)], seed)}
+        for name in (*FLOORS[1:], *said)
+        if name not in (MIXTURE, "global mean") and name in said
+    ]
+    rows = list({row["variant"]: row for row in rows}.values())
+    for variant, (chosen, gated) in cases.items():
+        mixed = [np.empty_like(said[next(iter(members))][place]) for place in range(2)]
+        for half in (0, 1):
+            fit = Gathered.of([_subset(part, half, inside=True) for part in parts])
+            mixture = Mixture(chosen, vocabulary)
+            if gated:
+                mixture.fit(fit.support, fit.item, fit.labels)
+            for place, part in enumerate(parts):
+                mixed[place][np.arange(part.users) % 2 != half] = predictions(
+                    mixture, _subset(part, half, inside=False)
+                )
+        rows.append({"variant": variant, **_both(parts, mixed, seed)})
+    return rows
+
+
+def _subset(part: Tasks, half: int, *, inside: bool) -> Tasks:
+    keep = (np.arange(part.users) % 2 == half) == inside
+    return Tasks(int(keep.sum()), part.table, part.support[keep], part.length[keep], part.query[keep])
+
+
+def _both(parts: list[Tasks], scores: list[np.ndarray], seed: int) -> dict[str, float]:
+    found = {}
+    for name, part, own in zip(("all", "5"), parts, scores, strict=True):
+        figures = by_user(own, part, seed)
+        found |= {f"rmse, support {name}": float(figures["rmse"].mean())}
+        found |= {f"ndcg, support {name}": float(figures["ndcg_at_5"].mean())}
+    return found
+
+
+def by_user(scores: np.ndarray, asked: Tasks, seed: int) -> dict[str, np.ndarray]:
+    """The metrics of each user, predictions clipped to the range of ratings."""
+    labels = asked.table.label[asked.query].astype(np.float64)
+    clipped = np.clip(scores, labels.min(), labels.max())
+    return {
+        "mae": metrics.mae(labels, clipped),
+        "rmse": metrics.rmse(labels, clipped),
+        "ndcg_at_5": metrics.rating_ndcg_at_k(labels, scores, k=5, seed=seed),
+    }
+
+
+def measured(
+    case: Problem, names: Any, chosen: Chosen, budget: Budget, seed: int, say: Say, keep: bool
+) -> dict[str, pl.DataFrame]:
+    """One seed: everything is learned, then the test users are asked once."""
+    vocabulary = Vocabulary.fit(case.split.train, max_list_length=LISTED)
+    found = fitted(case.split.train, vocabulary, names, budget, seed, say)
+    members = {name: found[name] for name in MEMBERS if name in found}
+    scale = tuple(np.unique(case.split.train.table["label"].to_numpy()).tolist())
+    frames, single, binary = [], [], []
+    for state in STATES:
+        if state not in case.split.parts:
+            continue
+        new = state in NEW
+        if new in chosen.gates:
+            found[MIXTURE] = Mixture(members, vocabulary)
+            found[MIXTURE].gate = chosen.gates[new]
+        for shown, support in SUPPORTS.items():
+            asked = tasks(case.split[state], vocabulary, seed, support)
+            said = {name: predictions(one, asked) for name, one in found.items()}
+            for name in list(said):
+                if (name, new) in chosen.thresholds:
+                    medians = MedianRatings(None, scale)
+                    medians.thresholds = chosen.thresholds[name, new]
+                    said[name + MEDIANS] = medians.of(said[name])
+            for name, scores in said.items():
+                case_ = {"seed": seed, "state": state, "support": shown, "learner": name}
+                frames.append(pl.DataFrame({**case_, "user_id": asked.table.keys, **by_user(scores, asked, seed)}))
+                if keep:
+                    ids = asked.table.items.ids
+                    rows = {"item_id": [ids[row].to_list() for row in asked.table.item[asked.query]]}
+                    rows |= {"score": scores.tolist(), "label": asked.table.label[asked.query].tolist()}
+                    single.append(pl.DataFrame({**case_, "user_id": asked.table.keys, **rows}))
+            if state == "user_cold" and shown == "all":
+                best = MIXTURE if MIXTURE in said else FLOORS[-1]
+                good = (asked.table.label[asked.query].ravel() >= liked(scale)).astype(int)
+                binary += [
+                    {"seed": seed, "classifier": f"{best}, best {metric} on validation"}
+                    | metrics.classification(good, said[best].ravel(), threshold)
+                    for metric, threshold in chosen.cut.items()
+                ]
+                majority = np.full(len(good), int(good.mean() > 0.5))
+                binary.append(
+                    {"seed": seed, "classifier": "majority class"} | metrics.classification(good, majority, 0.5)
+                )
+        say(f"  {state}: asked")
+    made = {"users": pl.concat(frames), "binary": pl.DataFrame(binary)}
+    return made | ({"predictions": pl.concat(single)} if keep else {})
+
+
+def summary(users: pl.DataFrame) -> report.Rows:
+    """Means over users, then over seeds."""
+    case = ["state", "support", "learner"]
+    by_seed = users.group_by([*case, "seed"], maintain_order=True).agg(pl.len().alias("users"), pl.col(*METRICS).mean())
+    spread = [pl.col("mae").std(ddof=0).alias("mae_over_seeds")]
+    return (
+        by_seed.group_by(case, maintain_order=True).agg(pl.col("users").max(), pl.col(*METRICS).mean(), *spread)
+    ).to_dicts()
+
+
+def verdicts(users: pl.DataFrame) -> report.Rows:
+    """Each learner against the best floor of its state, over users (the mean of a user's seeds); medians apart."""
+    per_user = users.group_by("state", "support", "learner", "user_id", maintain_order=True).agg(
+        pl.col(*METRICS).mean()
+    )
+    rows = []
+    for (state, support), group in per_user.group_by("state", "support", maintain_order=True):
+        for metric in METRICS:
+            values = {
+                str(name): own.sort("user_id")[metric].to_numpy()
+                for (name,), own in group.group_by("learner", maintain_order=True)
+            }
+            medians = [name for name in values if name.endswith(MEDIANS)]
+            for kind in ([n for n in values if n not in medians], medians):
+                floors = [name for name in kind if name.removesuffix(MEDIANS) in FLOORS]
+                sign = -1 if metric == "ndcg_at_5" else 1
+                if not floors or (medians is kind and metric == "ndcg_at_5"):
+                    continue
+                best = min(floors, key=lambda name: sign * values[name].mean())
+                for name in kind:
+                    if name.removesuffix(MEDIANS) in (MIXTURE, "MAML"):
+                        found = paired_bootstrap(values[name], values[best])
+                        said = found.verdict(name, best, higher_is_better=sign < 0)
+                        rows.append({"state": state, "support": support, "metric": metric, "verdict": said})
+    return rows
+
+
+def targets(rows: report.Rows, published: bool) -> list[report.Target]:
+    """Squared error and order are held against means, absolute error against medians."""
+    if not published:
+        return []
+    found = {(row["state"], row["support"], row["learner"]): row for row in rows}
+    made = []
+    for state, support, metric, rule, bound in BOUNDS:
+        learner = MIXTURE + MEDIANS if metric == "mae" else MIXTURE
+        if (state, support, learner) in found:
+            name = f"{state} {metric}, support {support}, {learner}"
+            made.append(report.Target(name, found[state, support, learner][metric], rule, bound))
+    return made
+
+
+def settings() -> dict[str, Any]:
+    """What the figures were made with."""
+    return {
+        "factors": FACTORS,
+        "fold_in": FOLD_IN,
+        "tower": TOWER,
+        "gradient_learners": GRADIENT,
+        "set_encoder": SET_ENCODER,
+        "episodes": EPISODES,
+        "tower_optimizer": {**TOWER_OPTIMIZER, "steps": EPOCH * TOWER_EPOCHS},
+        "encoder_optimizer": {**ENCODER_OPTIMIZER, "steps": EPOCH * ENCODER_EPOCHS},
+        "prototypes": zero_shot.PROTOTYPES,
+        "members": MEMBERS,
+    }
