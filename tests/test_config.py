@@ -81,10 +81,11 @@ def test_paths_of_the_data_do_not_depend_on_where_a_later_command_starts(
     monkeypatch.chdir(tmp_path)
     options = load(None, ["data.options.mapping=shop/data.yaml", "data.options.folder=../ml"]).data.options
     assert options == {"mapping": str(tmp_path / "shop" / "data.yaml"), "folder": str(tmp_path.parent / "ml")}
-    sections = "data.options.mapping={interactions: {path: events.csv}, users: {path: [a.csv, /b.csv]}}"
+    sections = "data.options.mapping={interactions: {path: events.csv}, users: {path: [a.csv, /b.csv], lists: {f: {path: c.csv}}}}"
     mapping = load(None, [sections]).data.options["mapping"]
     assert mapping["interactions"]["path"] == str(tmp_path / "events.csv")
     assert mapping["users"]["path"] == [str(tmp_path / "a.csv"), "/b.csv"]
+    assert mapping["users"]["lists"]["f"]["path"] == str(tmp_path / "c.csv")
 
 
 def test_every_field_has_a_sentence() -> None:

@@ -288,12 +288,18 @@ def _make_paths_absolute(values: dict[str, Any]) -> None:
     for name in ("mapping", "folder", "cache_dir"):
         if isinstance(options.get(name), str):
             options[name] = _absolute(options[name])
-    mapping = options.get("mapping")
-    for part in mapping.values() if isinstance(mapping, dict) else ():
-        if isinstance(part, dict) and isinstance(part.get("path"), str):
-            part["path"] = _absolute(part["path"])
-        elif isinstance(part, dict) and isinstance(part.get("path"), list):
-            part["path"] = [_absolute(path) if isinstance(path, str) else path for path in part["path"]]
+    _make_mapping_absolute(options.get("mapping"))
+
+
+def _make_mapping_absolute(part: Any) -> None:
+    """Every `path` of a mapping that is given inline, those of the tables inside a section too."""
+    for key, value in part.items() if isinstance(part, dict) else ():
+        if key == "path" and isinstance(value, str):
+            part[key] = _absolute(value)
+        elif key == "path" and isinstance(value, list):
+            part[key] = [_absolute(path) if isinstance(path, str) else path for path in value]
+        else:
+            _make_mapping_absolute(value)
 
 
 def _absolute(path: str) -> str:

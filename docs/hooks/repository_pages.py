@@ -19,6 +19,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "serving/README.md": "serving_files.md",
+    "configs/samples/README.md": "samples.md",
 }
 """Pages of the site that are written elsewhere in the repository."""
 

@@ -168,7 +168,7 @@ def test_a_category_keeps_its_leading_zeros(tmp_path):
             "the nearest name is 'customer'. Received the columns",
         ),
         ("purchases/*.csv", "purchase/*.csv", "Received: 'purchase/*.csv', which matches none in"),
-        ("purchases/*.csv", "shop.yaml", "A data file must end in .csv, .tsv, .parquet, .jsonl, .ndjson"),
+        ("purchases/*.csv", "shop.yaml", "A data file must end in .csv, .txt, .tsv, .parquet, .jsonl, .ndjson"),
         ('path: "purchases/*.csv"', "path: 3", "`path` of `interactions` must be a path or a list of paths"),
         ('"purchases/*.csv"', '["purchases/*.csv", "customers.parquet"]', "files of one format"),
         ('separator: ";"', 'separator: "::"', "`separator` must be one character"),
@@ -234,4 +234,249 @@ def test_a_feature_that_would_hide_the_id_is_refused(tmp_path):
     (tmp_path / "items.csv").write_text("i,item_id\n10,99\n")
     mapping["items"] = {"path": str(tmp_path / "items.csv"), "item_id": "i"}
     with pytest.raises(DataError, match="must not have a feature called 'item_id' beside the id 'i'"):
+        Interactions.from_files(mapping)
+
+
+# MIND: a file without a header, times of its own, and lists of what was shown, with what was clicked.
+SHOWN = """
+feedback: implicit
+interactions:
+  path: behaviors.tsv
+  columns: [impression, user, time, history, shown]
+  user_id: user
+  timestamp: time
+  time_format: "%m/%d/%Y %I:%M:%S %p"
+  item_id: [history, shown]
+  item_separator: " "
+  label_separator: "-"
+items:
+  path: news.tsv
+  columns: [news, category, title]
+  quote: ""
+  item_id: news
+  name: title
+  features: {category: category}
+duplicates: first
+"""
+
+
+@pytest.fixture
+def news(tmp_path):
+    (tmp_path / "behaviors.tsv").write_text(
+        "1\tU1\t11/11/2019 9:05:58 AM\tN3 N4\tN1-1 N2-0\n"
+        "2\tU1\t11/11/2019 12:30:00 PM\tN3 N4\tN2-1 N1-1\n"
+        "3\tU2\t11/11/2019 12:00:00 AM\t\tN4-0 N2-1\n"
+    )
+    (tmp_path / "news.tsv").write_text('N1\tsports\t"A win\nN2\tfood\tA "pie\n')
+    (tmp_path / "news.yaml").write_text(SHOWN)
+    return tmp_path
+
+
+def test_a_cell_of_several_items_is_several_interactions(news):
+    made = Interactions.from_files(news / "news.yaml")
+    nine, noon, midnight = 1_573_463_158, 1_573_475_400, 1_573_430_400
+    assert made.table.select("user_id", "item_id", "label", "timestamp").rows() == [
+        ("U1", "N3", 1.0, nine),
+        ("U1", "N4", 1.0, nine),
+        ("U1", "N1", 1.0, nine),
+        ("U1", "N2", 1.0, noon),
+        ("U2", "N2", 1.0, midnight),
+    ]
+    assert made.items["title"].to_list() == ['"A win', 'A "pie']
+
+
+def test_what_was_shown_and_not_clicked_is_a_label_of_explicit_feedback(news):
+    mapping = SHOWN.replace("implicit", "explicit").replace("[history, shown]", "shown")
+    (news / "news.yaml").write_text(mapping.replace("duplicates: first", "duplicates: last"))
+    made = Interactions.from_files(news / "news.yaml").table
+    assert made.select("user_id", "item_id", "label").rows() == [
+        ("U1", "N2", 1.0),
+        ("U1", "N1", 1.0),
+        ("U2", "N4", 0.0),
+        ("U2", "N2", 1.0),
+    ]
+
+
+# A bank's months: a column for each product, "NA" and spaces around numbers, a row for each month of a customer.
+MONTHS = """
+feedback: implicit
+interactions:
+  path: months.csv
+  user_id: who
+  timestamp: month
+  item_columns: [ind_*_ult1]
+  missing: [NA]
+users:
+  path: months.csv
+  user_id: who
+  features: {age: number, segment: category}
+  missing: [NA]
+  repeated: first
+duplicates: first
+"""
+
+
+@pytest.fixture
+def bank(tmp_path):
+    (tmp_path / "months.csv").write_text(
+        "month,who,age,segment,ind_card_ult1,ind_loan_ult1\n"
+        "2015-01-28,7, 35,01 - TOP,1,0\n"
+        "2015-01-28,8,  NA,,0,0\n"
+        "2015-02-28,7, 36,02 - MORE,1,1\n"
+        "2015-02-28,8, 50,02 - MORE,NA,1\n"
+    )
+    (tmp_path / "bank.yaml").write_text(MONTHS)
+    return tmp_path
+
+
+def test_a_column_for_each_item_is_an_interaction_where_it_is_first_set(bank):
+    made = Interactions.from_files(bank / "bank.yaml")
+    january, february = 1_422_403_200, 1_425_081_600
+    assert made.table.select("user_id", "item_id", "timestamp").rows() == [
+        (7, "ind_card_ult1", january),
+        (7, "ind_loan_ult1", february),
+        (8, "ind_loan_ult1", february),
+    ]
+    assert made.users.rows() == [(7, 35.0, "01 - TOP"), (8, None, None)]
+
+
+def test_the_cells_of_a_matrix_of_ratings_are_labels_and_empty_ones_are_none(bank):
+    (bank / "bank.yaml").write_text(MONTHS.replace("implicit", "explicit").replace("first", "last"))
+    made = Interactions.from_files(bank / "bank.yaml").table
+    assert made.select("user_id", "item_id", "label").rows() == [
+        (7, "ind_card_ult1", 1.0),
+        (7, "ind_loan_ult1", 1.0),
+        (8, "ind_card_ult1", 0.0),
+        (8, "ind_loan_ult1", 1.0),
+    ]
+
+
+def test_missing_values_do_not_hide_that_a_column_holds_numbers(bank):
+    text = MONTHS.replace("  features: {age: number, segment: category}\n", "")
+    (bank / "bank.yaml").write_text(text)
+    (bank / "months.csv").write_text((bank / "months.csv").read_text().replace(" 35", " 35.5"))
+    kinds = {feature.name: feature.kind for feature in Interactions.from_files(bank / "bank.yaml").schema.user}
+    assert (kinds["segment"], kinds["age"]) == ("category", "number")
+
+
+# A network of trust: a table of pairs, and no table of users.
+TRUST = """
+feedback: explicit
+interactions:
+  path: ratings.txt
+  columns: [user, film, genre, rating]
+  user_id: user
+  item_id: film
+  label: rating
+users:
+  user_id: user
+  lists:
+    trusts: {path: trusts.txt, columns: [from, to], user_id: from, value: to}
+  counts:
+    trusted_by: {path: trusts.txt, columns: [from, to], user_id: to}
+items:
+  path: ratings.txt
+  columns: [user, film, genre, rating]
+  item_id: film
+  features: {genre: category}
+  repeated: first
+"""
+
+
+@pytest.fixture
+def network(tmp_path):
+    (tmp_path / "ratings.txt").write_text("1,10,4,5\n2,10,4,3.5\n3,11,2,1\n")
+    (tmp_path / "trusts.txt").write_text("1,2\n1,9\n2,9\n1,2\n")
+    (tmp_path / "network.yaml").write_text(TRUST)
+    return tmp_path
+
+
+def test_a_table_of_pairs_becomes_lists_and_counts(network):
+    made = Interactions.from_files(network / "network.yaml")
+    assert made.table["label"].to_list() == [5.0, 3.5, 1.0]
+    assert made.users.rows() == [(1, ["2", "9"], 0.0), (2, ["9"], 2.0), (9, [], 2.0)]
+    assert made.items.rows() == [(10, "4"), (11, "2")]
+    assert made.users_without_features == 1  # The third trusts nobody, and nobody trusts them.
+
+
+def test_a_table_of_pairs_joins_the_table_of_users(network):
+    (network / "users.csv").write_text("user,city\n3,Bern\n1,Rome\n")
+    text = TRUST.replace("users:\n  user_id: user", "users:\n  path: users.csv\n  user_id: user")
+    (network / "network.yaml").write_text(text)
+    made = Interactions.from_files(network / "network.yaml")
+    assert made.users.rows() == [(3, "Bern", [], 0.0), (1, "Rome", ["2", "9"], 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("files", "old", "new", "message"),
+    [
+        (
+            "news",
+            "history, shown]\n  user",
+            "history]\n  user",
+            "`columns` of `interactions` must name the 5 columns of",
+        ),
+        ("news", "[impression, user,", "[user, user,", "must name each column once"),
+        (
+            "news",
+            "[impression, user, time, history, shown]",
+            "impression",
+            "`columns` of `interactions` must be a list",
+        ),
+        ("news", "%m/%d/%Y", "%d.%m.%Y", "`time` must be written as `time_format`"),
+        ("news", '"%m/%d/%Y %I:%M:%S %p"', "3", "`time_format` of `interactions` must be text. Received: 3"),
+        ("news", "  timestamp: time\n", "", "`time_format` needs `timestamp`"),
+        ("news", '  item_separator: " "\n', "", "`item_separator` must be given where `item_id` names several columns"),
+        ("news", '"-"', '"N"', "what follows `label_separator` 'N' must be a number. Received: 'N1-1'"),
+        ("news", '"-"', '"-"\n  label: shown', "`label` must be left out beside `label_separator`"),
+        ("news", 'quote: ""', "quote: \"''\"", "`quote` must be one character, or empty"),
+        ("bank", "[ind_*_ult1]", "[ind_*_ult2]", "must have columns that match 'ind_*_ult2'"),
+        ("bank", "[ind_*_ult1]", "ind_*_ult1", "`item_columns` of `interactions` must be a list of names or patterns"),
+        (
+            "bank",
+            "[ind_*_ult1]",
+            "[seg*]",
+            "a column of `item_columns` must hold numbers. Received: '01 - TOP' in 'segment'",
+        ),
+        ("bank", "  item_columns", "  item_id: who\n  item_columns", "`item_id` must be left out where `item_columns`"),
+        ("bank", "  missing: [NA]\n  repeated", "  repeated", "'age'"),
+        ("bank", "missing: [NA]\nusers", "missing: NA\nusers", "`missing` of `interactions` must be a list of texts"),
+        (
+            "bank",
+            "repeated: first",
+            "repeated: newest",
+            "`repeated` of `users` must be first or last. Received: 'newest'",
+        ),
+        ("bank", "  repeated: first\n", "", "`users` must have each user_id once"),
+        (
+            "network",
+            "user_id: from, value: to",
+            "user_id: from",
+            "`trusts` in `lists` of `users` must have the key 'value'",
+        ),
+        ("network", "value: to", "value: too", "columns ['from', 'to']"),
+        ("network", "value: to", "valeu: to", "the nearest name is 'value'"),
+        (
+            "network",
+            "trusts: {",
+            "trusts: 3 #{",
+            "`trusts` in `lists` of `users` must be a section with keys. Received: 3",
+        ),
+        ("network", "trusted_by: {", "trusts: {", "`users` must have each feature once. Received 'trusts'"),
+        ("network", "  counts:", "  counts: 3 #", "while parsing"),
+    ],
+)
+def test_a_mistake_about_a_shape_is_named(request, files, old, new, message):
+    folder = request.getfixturevalue(files)
+    mapping = folder / f"{files}.yaml"
+    assert old in mapping.read_text()
+    mapping.write_text(mapping.read_text().replace(old, new))
+    with pytest.raises(DataError, match=re.escape(message)):
+        Interactions.from_files(mapping)
+
+
+def test_how_text_is_written_is_not_said_of_other_files(tmp_path):
+    mapping = write(tmp_path, '{"u": 1, "i": 2}\n', "jsonl")
+    mapping["interactions"]["columns"] = ["u", "i"]
+    with pytest.raises(DataError, match="`columns` must be left out for json lines files"):
         Interactions.from_files(mapping)

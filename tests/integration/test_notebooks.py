@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,13 +26,39 @@ def test_every_cell_is_python_that_was_run_in_order(notebook: Path) -> None:
         assert not any(output["output_type"] == "error" for output in cell["outputs"])
 
 
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_is_committed_names_no_machine(notebook: Path) -> None:
+    for cell in json.loads(notebook.read_text())["cells"]:
+        assert not cell["metadata"]
+        for output in cell.get("outputs", []):
+            assert output.get("name") != "stderr"
+            output.get("data", {}).pop("image/png", None)  # What is drawn may spell anything.
+            assert not re.search(r"/(tmp|home|root|Users)/|file://|cpython|site-packages", json.dumps(output))
+
+
 def run_quickly(number: str, last: str, where: Path) -> None:
     """Runs the code of a notebook with reduced sizes, and `last` after it."""
     (notebook,) = [path for path in NOTEBOOKS if path.stem.startswith(number)]
     program = "\n".join("".join(cell["source"]) for cell in code_cells(notebook)) + f"\n{last}\n"
-    environment = {**os.environ, "TFMETAREC_QUICK": "1"}
+    environment = {**os.environ, "TFMETAREC_QUICK": "1", "MPLBACKEND": "agg"}
     ran = subprocess.run([sys.executable, "-c", program], cwd=where, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-3000:]
+
+
+def test_files_of_ones_own_become_a_table_and_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("IPython", reason="the notebook shows a picture as Jupyter does")
+    run_quickly("02", "assert table.pivot().height == 6 and (run / 'report.html').exists()", tmp_path)
+
+
+@pytest.mark.slow
+def test_curves_over_shots_and_steps_are_drawn(tmp_path: Path) -> None:
+    run_quickly("03", "assert over_steps.pivot().height == 2 and len(floors) == 4", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.serving
+def test_two_versions_are_served_and_one_taken_back(tmp_path: Path) -> None:
+    run_quickly("06", "assert tmr.export.retired_versions(base) == [2]", tmp_path)
 
 
 @pytest.mark.slow

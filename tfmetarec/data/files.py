@@ -10,7 +10,6 @@
       label: quantity                   # optional for implicit feedback
       behavior: event                   # optional: view, cart, purchase, ...
       domain: shop                      # optional
-      separator: ","                    # CSV only
     users:                              # optional
       path: customers.parquet
       user_id: customer
@@ -24,36 +23,61 @@
     list_separator: "|"                 # splits the strings of a category_list
 
 Without `features` every other column of the file is a feature, and its kind is guessed from its type.
-Suffixes: .csv, .tsv, .parquet, .jsonl and .ndjson. Ids in CSV files have no type of their own: they take that
-of the other files; where all are CSV they are numbers if every one is written as a plain number, so that the
-id 007 stays itself.
+Suffixes: .csv, .txt (the same), .tsv, .parquet, .jsonl and .ndjson. Ids in CSV files have no type of their own:
+they take that of the other files; where all are CSV they are numbers if every one is written as a plain number, so
+that the id 007 stays itself.
+
+How a CSV file is written, in any section:
+
+    separator: ";"                      # one character; a comma, or a tab in .tsv files, where it is left out
+    quote: ""                           # one character, or none where quotation marks are text; " if left out
+    columns: [user, item, rating]       # names of all columns, for a file without a header
+    missing: [NA, "-"]                  # what stands for "not known"; spaces around a value do not count then
+
+Interactions that are not one a row, and times that are not ISO:
+
+    time_format: "%m/%d/%Y %H:%M"       # as of `strptime`
+    item_id: [history, shown]           # columns whose cells hold several items, such as "N1 N2"; with
+    item_separator: " "                 # what they are split by; all of a row have its time, in this order
+    label_separator: "-"                # "N1-1 N2-0": an item's label follows the last of these; without one it is 1
+    item_columns: ["has_*"]             # instead of `item_id`: each such column is an item, and its cell the label
+
+Both list what did not happen, too: with implicit feedback, labels of 0 and empty cells are left out.
+
+Features that are not one row a user or item:
+
+    repeated: first                     # or last: which row of an id counts, in the order of the file
+    lists:                              # features of a table of pairs; no pair means an empty list
+      friends: {path: friends.csv, user_id: who, value: whom}
+    counts:                             # how many rows of a table an id has; none is 0
+      followers: {path: friends.csv, user_id: whom}
+
+A section with `lists` or `counts` needs no `path`: its users are then those of the tables of pairs.
 """
 
 import os
-from collections.abc import Callable, Mapping
-from glob import glob
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import yaml
 
+from tfmetarec.data import shapes
 from tfmetarec.data.errors import DataError, first_line, nearest_name
+from tfmetarec.data.reading import READING, files_of, format_of, read, scanner, shown
 
+_PAIRS = ("lists", "counts")
 _SECTIONS = {
-    "interactions": ("path", "user_id", "item_id", "timestamp", "label", "behavior", "domain", "separator"),
-    "users": ("path", "user_id", "features", "separator"),
-    "items": ("path", "item_id", "name", "features", "separator"),
+    "interactions": (
+        *("path", "user_id", "item_id", "timestamp", "label", "behavior", "domain"),
+        *("time_format", "item_separator", "label_separator", "item_columns", *READING),
+    ),
+    "users": ("path", "user_id", "features", "repeated", *_PAIRS, *READING),
+    "items": ("path", "item_id", "name", "features", "repeated", *_PAIRS, *READING),
 }
 _SETTINGS = ("name", "feedback", "duplicates", "list_separator")
 _ROLES = ("user_id", "item_id", "label", "timestamp", "behavior", "domain")
-_FORMATS = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".jsonl": "json lines",
-    ".ndjson": "json lines",
-}
 _WHOLE_NUMBER = r"^(0|-?[1-9]\d{0,17})$"
 
 
@@ -71,19 +95,16 @@ def read_mapping(mapping: str | os.PathLike | Mapping[str, Any]) -> dict[str, An
     _check_keys(mapping, (*_SECTIONS, *_SETTINGS), ("interactions", "feedback"), "The mapping")
     sections = {name: mapping[name] for name in _SECTIONS if mapping.get(name) is not None}
     for name, section in sections.items():
-        if not isinstance(section, Mapping):
-            raise DataError(f"`{name}` of the mapping must be a section with keys. Received: {section!r}")
-        ids = ("user_id", "item_id") if name == "interactions" else (f"{name[:-1]}_id",)
-        _check_keys(section, _SECTIONS[name], ("path", *ids), f"`{name}` of the mapping")
+        _check_section(name, section)
 
     frames: dict[str, pl.DataFrame] = {}
     untyped: set[str] = set()
-    for name, section in sections.items():
-        files = _files(section["path"], folder, name)
-        file_format = _format_of(files)
+    for name, section in _tables(sections).items():
+        files = files_of(section["path"], folder, name)
+        file_format = format_of(files)
         if file_format == "csv":
             untyped.add(name)
-        frames[name] = _read_section(name, section, files, file_format)
+        frames[name] = _read_section(name, section, files, file_format, zeros=mapping["feedback"] != "implicit")
     for side in ("user_id", "item_id"):
         frames |= _with_one_id_type(frames, untyped, side)
 
@@ -91,10 +112,13 @@ def read_mapping(mapping: str | os.PathLike | Mapping[str, Any]) -> dict[str, An
     arguments["table"] = frames["interactions"]
     arguments["kinds"] = {}
     for name in ("users", "items"):
-        if name in frames:
-            arguments[name] = frames[name]
-            kinds = sections[name].get("features") or {}
-            arguments["kinds"] |= {f"{name[:-1]}.{feature}": kind for feature, kind in kinds.items()}
+        if name in sections:
+            side, section = name[:-1], sections[name]
+            arguments[name] = _with_pairs(name, section, frames)
+            kinds = dict(section.get("features") or {})
+            kinds |= dict.fromkeys(section.get("lists") or (), "category_list")
+            kinds |= dict.fromkeys(section.get("counts") or (), "number")
+            arguments["kinds"] |= {f"{side}.{feature}": kind for feature, kind in kinds.items()}
     arguments["item_name"] = sections.get("items", {}).get("name")
     return arguments
 
@@ -109,11 +133,11 @@ def read_items(path: str | os.PathLike, kinds: Mapping[str, str]) -> pl.DataFram
     Raises:
         DataError: if it cannot be read.
     """
-    files = _files(path, Path(), "items")
+    files = files_of(path, Path(), "items")
     types = {name: pl.Float64 if kind == "number" else pl.String for name, kind in kinds.items()}
-    file_format = _format_of(files)
-    scan = _scanner(file_format, None, files, types if file_format == "csv" else {})
-    return pl.concat([_read(scan, file, ["item_id"], None) for file in files], how="diagonal_relaxed")
+    file_format = format_of(files)
+    scan = scanner(file_format, {}, types if file_format == "csv" else {}, "items")
+    return pl.concat([read(scan, file, ["item_id"], None) for file in files], how="diagonal_relaxed")
 
 
 def _load(mapping: str | os.PathLike | Mapping[str, Any]) -> tuple[Path, Mapping[str, Any]]:
@@ -145,8 +169,73 @@ def _check_keys(section: Mapping[str, Any], known: tuple[str, ...], required: tu
             raise DataError(f"{where} must have the key {key!r}. Received the keys {list(section)}")
 
 
-def _read_section(name: str, section: Mapping[str, Any], files: list[Path], file_format: str) -> pl.DataFrame:
-    roles = {role: section[role] for role in _ROLES if section.get(role) is not None}
+def _check_section(name: str, section: Any) -> None:
+    if not isinstance(section, Mapping):
+        raise DataError(f"`{name}` of the mapping must be a section with keys. Received: {section!r}")
+    where = f"`{name}` of the mapping"
+    if name == "interactions":
+        wide = section.get("item_columns") is not None
+        _check_keys(section, _SECTIONS[name], ("path", "user_id") if wide else ("path", "user_id", "item_id"), where)
+        return _check_shape(section)
+    one = f"{name[:-1]}_id"
+    pairs = [kind for kind in _PAIRS if section.get(kind) is not None]
+    _check_keys(section, _SECTIONS[name], (one,) if pairs else ("path", one), where)
+    if section.get("repeated") not in (None, "first", "last"):
+        raise DataError(f"`repeated` of `{name}` must be first or last. Received: {section['repeated']!r}")
+    for kind in pairs:
+        if not isinstance(section[kind], Mapping):
+            raise DataError(f"`{kind}` of `{name}` must map features to tables. Received: {section[kind]!r}")
+        for feature, table in section[kind].items():
+            inside = f"`{feature}` in `{kind}` of `{name}`"
+            if not isinstance(table, Mapping):
+                raise DataError(f"{inside} must be a section with keys. Received: {table!r}")
+            needed = ("path", one, "value") if kind == "lists" else ("path", one)
+            _check_keys(table, (*needed, *READING), needed, inside)
+    return None
+
+
+def _check_shape(section: Mapping[str, Any]) -> None:
+    """The keys of a table whose rows are not one interaction each."""
+    item, wide = section.get("item_id"), section.get("item_columns")
+    if wide is not None:
+        if not isinstance(wide, list) or not wide or not all(isinstance(name, str) for name in wide):
+            raise DataError(f"`item_columns` of `interactions` must be a list of names or patterns. Received: {wide!r}")
+        for key in ("item_id", "label", "item_separator", "label_separator"):
+            if section.get(key) is not None:
+                raise DataError(f"`{key}` must be left out where `item_columns` is given. Received: {section[key]!r}")
+    if isinstance(item, list):
+        if not item or not all(isinstance(column, str) for column in item):
+            raise DataError(f"`item_id` of `interactions` must name columns. Received: {item!r}")
+        if section.get("item_separator") is None:
+            raise DataError(f"`item_separator` must be given where `item_id` names several columns. Received: {item!r}")
+    for key in ("item_separator", "label_separator", "time_format"):
+        if section.get(key) is not None and (not isinstance(section[key], str) or not section[key]):
+            raise DataError(f"`{key}` of `interactions` must be text. Received: {section[key]!r}")
+    if section.get("label_separator") is not None:
+        if section.get("item_separator") is None:
+            raise DataError("`label_separator` needs `item_separator`, which says how items are split")
+        if section.get("label") is not None:
+            raise DataError(f"`label` must be left out beside `label_separator`. Received: {section['label']!r}")
+    if section.get("time_format") is not None and section.get("timestamp") is None:
+        raise DataError(f"`time_format` needs `timestamp`. Received: {section['time_format']!r}")
+
+
+def _tables(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Everything with a `path`: the sections, and the tables of pairs by names such as "users.lists.friends"."""
+    tables = {name: section for name, section in sections.items() if section.get("path") is not None}
+    for name, section in sections.items():
+        for kind in _PAIRS:
+            tables |= {f"{name}.{kind}.{feature}": table for feature, table in (section.get(kind) or {}).items()}
+    return tables
+
+
+def _read_section(
+    name: str, section: Mapping[str, Any], files: list[Path], file_format: str, zeros: bool
+) -> pl.DataFrame:
+    roles = {role: section[role] for role in (*_ROLES, "value") if section.get(role) is not None}
+    several = roles.pop("item_id") if isinstance(roles.get("item_id"), list) else []
+    if section.get("item_separator") is not None and not several:
+        several = [roles.pop("item_id")]
     for role, column in roles.items():
         if not isinstance(column, str):
             raise DataError(f"`{role}` of `{name}` must be the name of a column. Received: {column!r}")
@@ -158,106 +247,80 @@ def _read_section(name: str, section: Mapping[str, Any], files: list[Path], file
     types: dict[str, Any] = {column: pl.Float64 for role, column in roles.items() if role == "label"}
     if file_format == "csv":
         types |= {column: pl.String for role, column in roles.items() if role != "label"}
+        types |= dict.fromkeys(several, pl.String)
         types |= {column: pl.Float64 if kind == "number" else pl.String for column, kind in (features or {}).items()}
-    scan = _scanner(file_format, section.get("separator"), files, types)
+    scan = scanner(file_format, section, types, name)
 
     wanted: list[str] | None = None
-    if features is not None or name == "interactions":
-        shown = [section["name"]] if section.get("name") else []
-        wanted = list(dict.fromkeys([*roles.values(), *shown, *(features or {})]))
-    parts = [_read(scan, file, [*roles.values()] if wanted is None else wanted, wanted) for file in files]
+    patterns = section.get("item_columns") or []
+    if features is not None or name not in ("users", "items"):
+        title = [section["name"]] if section.get("name") else []
+        wanted = list(dict.fromkeys([*roles.values(), *several, *title, *(features or {})]))
+    parts = [read(scan, file, [*roles.values()] if wanted is None else wanted, wanted, patterns) for file in files]
     try:
         frame = pl.concat(parts, how="vertical_relaxed")
     except pl.exceptions.PolarsError as error:
         raise DataError(
-            f"The files of `{name}` must have the same columns: {first_line(error)}. Received: {_shown(files)}"
+            f"The files of `{name}` must have the same columns: {first_line(error)}. Received: {shown(files)}"
         ) from error
     if frame.is_empty():
-        raise DataError(f"`{name}` must have rows. Received none in {_shown(files)}")
+        raise DataError(f"`{name}` must have rows. Received none in {shown(files)}")
     columns = [pl.col(column).alias(role) for role, column in roles.items()]
     if name == "interactions":
+        if section.get("time_format") is not None:
+            frame = shapes.with_times(frame, section["timestamp"], section["time_format"])
+        if several:
+            separators = section["item_separator"], section.get("label_separator")
+            return shapes.one_row_per_entry(frame, columns, several, *separators, zeros=zeros)
+        if patterns:
+            items = [column for column in frame.columns if column not in roles.values()]
+            return shapes.one_row_per_cell(frame, columns, items, zeros=zeros)
+        return frame.select(columns)
+    if name not in _SECTIONS:
         return frame.select(columns)
     others = [column for column in frame.columns if column not in roles.values()]
+    if features is None and (section.get("columns") or section.get("missing")):
+        frame = frame.with_columns(_numbers_where_all_are(frame[column]) for column in others)
     for role in roles:
         if role in others:
             raise DataError(
                 f"`{name}` must not have a feature called {role!r} beside the id {roles[role]!r}; rename it "
-                f"in the file, or list the `features` without it. Received: {_shown(files)}"
+                f"in the file, or list the `features` without it. Received: {shown(files)}"
             )
-    return frame.select(*columns, *others)
+    frame = frame.select(*columns, *others)
+    if section.get("repeated") is not None:
+        frame = frame.unique(subset=[*roles], keep=section["repeated"], maintain_order=True)
+    return frame
 
 
-def _files(path: Any, folder: Path, name: str) -> list[Path]:
-    patterns = [path] if isinstance(path, str | os.PathLike) else path
-    if not isinstance(patterns, list | tuple) or not patterns:
-        raise DataError(f"`path` of `{name}` must be a path or a list of paths. Received: {path!r}")
-    files = []
-    for pattern in patterns:
-        full = folder / os.path.expanduser(str(pattern))
-        # A file whose own name has brackets is that file, and no pattern.
-        matches = [full] if full.is_file() else [Path(m) for m in sorted(glob(str(full), recursive=True))]
-        matches = [match for match in matches if match.is_file()]
-        if not matches:
-            raise DataError(
-                f"`path` of `{name}` must match files. Received: {str(pattern)!r}, which matches none in "
-                f"{str(folder.resolve())!r}"
-            )
-        files += matches
-    return list(dict.fromkeys(files))
+def _numbers_where_all_are(texts: pl.Series) -> pl.Series:
+    """What polars would have read if it had known what is missing."""
+    for kind in (pl.Int64, pl.Float64):
+        numbers = texts.cast(kind, strict=False)
+        if numbers.null_count() == texts.null_count():
+            return numbers
+    return texts
 
 
-def _format_of(files: list[Path]) -> str:
-    for file in files:
-        if file.suffix.lower() not in _FORMATS:
-            raise DataError(f"A data file must end in {', '.join(_FORMATS)}. Received: {str(file)!r}")
-    formats = {_FORMATS[file.suffix.lower()] for file in files}
-    if len(formats) > 1:
-        raise DataError(
-            f"`path` must match files of one format. Received: {' and '.join(sorted(formats))} in {_shown(files)}"
-        )
-    return formats.pop()
-
-
-def _scanner(
-    file_format: str, separator: str | None, files: list[Path], types: dict[str, Any]
-) -> Callable[[Path], pl.LazyFrame]:
-    if separator is not None and file_format != "csv":
-        raise DataError(f"`separator` must be left out for {file_format} files. Received: {separator!r}")
-    if separator is not None and len(str(separator).encode()) != 1:
-        raise DataError(f"`separator` must be one character. Received: separator={separator!r}")
-    if file_format == "parquet":
-        return lambda file: pl.scan_parquet(file, glob=False)
-    if file_format == "json lines":
-        return lambda file: pl.scan_ndjson(file, infer_schema_length=None)
-
-    def scan_csv(file: Path) -> pl.LazyFrame:
-        tab = file.suffix.lower() == ".tsv"
-        return pl.scan_csv(
-            file,
-            separator=separator or ("\t" if tab else ","),
-            schema_overrides=types,
-            infer_schema_length=None,
-            glob=False,
-        )
-
-    return scan_csv
-
-
-def _read(
-    scan: Callable[[Path], pl.LazyFrame], file: Path, required: list[str], wanted: list[str] | None
-) -> pl.DataFrame:
-    try:
-        lazy = scan(file)
-        columns = lazy.collect_schema().names()
-        for column in required:
-            if column not in columns:
-                raise DataError(
-                    f"{file} must have the column {column!r}{nearest_name(column, columns)}. "
-                    f"Received the columns {columns}"
-                )
-        return lazy.collect() if wanted is None else lazy.select(wanted).collect()
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{file} cannot be read: {first_line(error)}") from error
+def _with_pairs(name: str, section: Mapping[str, Any], frames: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """The table of users or items with a column for each of its `lists` and `counts`."""
+    one = f"{name[:-1]}_id"
+    tables = {
+        kind: {feature: frames[f"{name}.{kind}.{feature}"] for feature in section.get(kind) or ()} for kind in _PAIRS
+    }
+    frame = frames.get(name)
+    if frame is None:
+        ids = [table[one] for kind in _PAIRS for table in tables[kind].values()]
+        frame = pl.concat(ids).drop_nulls().unique(maintain_order=True).to_frame()
+    for kind in _PAIRS:
+        for feature, table in tables[kind].items():
+            if feature in frame.columns:
+                raise DataError(f"`{name}` must have each feature once. Received {feature!r} in `{kind}`, too")
+            found = (shapes.listed if kind == "lists" else shapes.counted)(table, one, feature)
+            frame = frame.join(found, on=one, how="left", maintain_order="left")
+            empty = pl.lit([], found.schema[feature]) if kind == "lists" else pl.lit(0)
+            frame = frame.with_columns(pl.col(feature).fill_null(empty))
+    return frame
 
 
 def _with_one_id_type(frames: Mapping[str, pl.DataFrame], untyped: set[str], column: str) -> dict[str, pl.DataFrame]:
@@ -273,7 +336,3 @@ def _with_one_id_type(frames: Mapping[str, pl.DataFrame], untyped: set[str], col
         elif name in types and types[name].is_integer() and not plain:
             holders[name] = holders[name].with_columns(pl.col(column).cast(pl.String))
     return holders
-
-
-def _shown(files: list[Path]) -> str:
-    return str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
