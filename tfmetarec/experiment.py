@@ -285,7 +285,7 @@ def evaluate(
         query=judged.query,
         top_k=judged.top_k,
         order=config.tasks.order,
-        predictions=run / "predictions.parquet" if predictions else None,
+        predictions=run / "predictions.parquet" if predictions else False,
         progress=progress,
         seed=config.seed,
     )
