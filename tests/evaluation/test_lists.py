@@ -63,7 +63,10 @@ def test_without_categories_there_are_no_class_vectors():
     ("call", "message"),
     [
         (lambda: novelty(np.array([[1]]), np.array([1, 0.0])), "`share` must be a vector of numbers above 0"),
-        (lambda: novelty(np.array([[2]]), np.ones(2)), "`top` must hold rows that are between 0 and 1. Received: 2 to 2"),
+        (
+            lambda: novelty(np.array([[2]]), np.ones(2)),
+            "`top` must hold rows that are between 0 and 1. Received: 2 to 2",
+        ),
         (lambda: novelty(np.array([2]), np.ones(2)), r"`top` must have two axes, users first. Received: shape \(1,\)"),
         (lambda: gini(np.array([[0]]), 2), "`top` must hold at least one item. Received: none"),
         (lambda: gini(np.array([[0]]), 1), "`n_items` must be at least 2. Received: n_items=1"),

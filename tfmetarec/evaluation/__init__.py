@@ -1,22 +1,32 @@
-"""Metrics, intervals, and the tables of cold users in one domain and across two."""
+"""Metrics, intervals, the tables of cold users in one domain and across two, and what else there is to know."""
 
-from tfmetarec.evaluation import metrics
+from tfmetarec.evaluation import calibration, lists, metrics
+from tfmetarec.evaluation.adaptation import adaptation_curve
 from tfmetarec.evaluation.bootstrap import Difference, Interval, bootstrap_mean, paired_bootstrap
 from tfmetarec.evaluation.cold_start import ColdStartTable, Recommender, cold_start, fitted_floors
 from tfmetarec.evaluation.cross_domain import cross_domain
+from tfmetarec.evaluation.slices import Gap, fairness_gap, item_groups, slices, user_groups
 from tfmetarec.evaluation.validation import ColdStartValidation, monitor_of
 
 __all__ = [
     "ColdStartTable",
     "ColdStartValidation",
     "Difference",
+    "Gap",
     "Interval",
     "Recommender",
+    "adaptation_curve",
     "bootstrap_mean",
+    "calibration",
     "cold_start",
     "cross_domain",
+    "fairness_gap",
     "fitted_floors",
+    "item_groups",
+    "lists",
     "metrics",
     "monitor_of",
     "paired_bootstrap",
+    "slices",
+    "user_groups",
 ]
