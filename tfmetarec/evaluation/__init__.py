@@ -4,6 +4,7 @@ from tfmetarec.evaluation import calibration, lists, metrics
 from tfmetarec.evaluation.adaptation import adaptation_curve
 from tfmetarec.evaluation.bootstrap import Difference, Interval, bootstrap_mean, paired_bootstrap
 from tfmetarec.evaluation.cold_start import ColdStartTable, Recommender, cold_start, fitted_floors
+from tfmetarec.evaluation.cold_states import by_state, cold_states
 from tfmetarec.evaluation.cross_domain import cross_domain
 from tfmetarec.evaluation.slices import Gap, fairness_gap, item_groups, slices, user_groups
 from tfmetarec.evaluation.validation import ColdStartValidation, monitor_of
@@ -17,8 +18,10 @@ __all__ = [
     "Recommender",
     "adaptation_curve",
     "bootstrap_mean",
+    "by_state",
     "calibration",
     "cold_start",
+    "cold_states",
     "cross_domain",
     "fairness_gap",
     "fitted_floors",
