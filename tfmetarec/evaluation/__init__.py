@@ -3,16 +3,19 @@
 from tfmetarec.evaluation import calibration, lists, metrics
 from tfmetarec.evaluation.adaptation import adaptation_curve
 from tfmetarec.evaluation.bootstrap import Difference, Interval, bootstrap_mean, paired_bootstrap
-from tfmetarec.evaluation.cold_start import ColdStartTable, Recommender, cold_start, fitted_floors
+from tfmetarec.evaluation.cold_start import LOWER_IS_BETTER, ColdStartTable, Recommender, cold_start, fitted_floors
 from tfmetarec.evaluation.cold_states import by_state, cold_states
 from tfmetarec.evaluation.cross_domain import cross_domain
+from tfmetarec.evaluation.examination import Examination, examine
 from tfmetarec.evaluation.slices import Gap, fairness_gap, item_groups, slices, user_groups
 from tfmetarec.evaluation.validation import ColdStartValidation, monitor_of
 
 __all__ = [
+    "LOWER_IS_BETTER",
     "ColdStartTable",
     "ColdStartValidation",
     "Difference",
+    "Examination",
     "Gap",
     "Interval",
     "Recommender",
@@ -23,6 +26,7 @@ __all__ = [
     "cold_start",
     "cold_states",
     "cross_domain",
+    "examine",
     "fairness_gap",
     "fitted_floors",
     "item_groups",
