@@ -88,7 +88,7 @@ def prepare(config: Config) -> Prepared:
     check_parts(config)
     with naming_options("data.options", config.data.options):
         interactions = data.load(config.data.source, **config.data.options)
-    shares = {"test_share": config.split.test_share, "validation_share": config.split.validation_share}
+    shares: dict[str, Any] = {"test_share": config.split.test_share, "validation_share": config.split.validation_share}
     if config.split.cold_item_share:
         split = data.every_state(
             interactions,

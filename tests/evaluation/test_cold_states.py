@@ -70,6 +70,8 @@ def test_each_state_asks_its_users_for_its_items() -> None:
     assert found.columns == ["learner", *tables]
     assert found.row(0) == ("price", 0.5, 1.0, 0.25, 1.0)
     assert by_state(tables, "mrr")["warm"].item() == 0.5
+    with pytest.raises(ValueError, match="`metric` must be one of recall, ndcg, hit_rate, mrr. Received: metric='mae'"):
+        by_state(tables, "mae")
 
 
 def test_known_users_show_their_last_items_and_new_ones_their_first() -> None:

@@ -6,7 +6,7 @@ from tfmetarec.evaluation.bootstrap import Difference, Interval, bootstrap_mean,
 from tfmetarec.evaluation.cold_start import LOWER_IS_BETTER, ColdStartTable, Recommender, cold_start, fitted_floors
 from tfmetarec.evaluation.cold_states import by_state, cold_states
 from tfmetarec.evaluation.cross_domain import cross_domain
-from tfmetarec.evaluation.examination import Examination, examine
+from tfmetarec.evaluation.examination import Examination, examine, user_values
 from tfmetarec.evaluation.slices import Gap, fairness_gap, item_groups, slices, user_groups
 from tfmetarec.evaluation.validation import ColdStartValidation, monitor_of
 
@@ -36,4 +36,5 @@ __all__ = [
     "paired_bootstrap",
     "slices",
     "user_groups",
+    "user_values",
 ]

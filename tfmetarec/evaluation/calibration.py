@@ -125,8 +125,8 @@ def ece(labels: np.ndarray, probabilities: np.ndarray, *, bins: int = 10, strate
     Reference: [Naeini et al., 2015](https://doi.org/10.1609/aaai.v29i1.9602)
     """
     found = reliability(labels, probabilities, bins=bins, strategy=strategy)
-    gap = (found["said"] - found["happened"]).abs()
-    return float(gap.dot(found["rows"]) / found["rows"].sum())
+    said, happened, rows = (found[name].to_numpy() for name in ("said", "happened", "rows"))
+    return float(np.average(np.abs(said - happened), weights=rows))
 
 
 def brier(labels: np.ndarray, probabilities: np.ndarray) -> float:

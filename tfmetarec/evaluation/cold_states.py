@@ -18,7 +18,14 @@ from tfmetarec.data.interactions import Interactions
 from tfmetarec.data.splits import Split
 from tfmetarec.data.vocabulary import Vocabulary
 from tfmetarec.evaluation import metrics
-from tfmetarec.evaluation.cold_start import ColdStartTable, Recommender, check_options, fitted_floors, summarized
+from tfmetarec.evaluation.cold_start import (
+    HEADLINE,
+    ColdStartTable,
+    Recommender,
+    check_options,
+    fitted_floors,
+    summarized,
+)
 from tfmetarec.tasks.episode import Features, Support
 
 STATES = ("warm", "user_cold", "item_cold", "both_cold")
@@ -132,21 +139,27 @@ def cold_states(
     return tables
 
 
-def by_state(tables: Mapping[str, ColdStartTable], metric: str | None = None) -> pl.DataFrame:
-    """Learners down, states across: the means of one metric (the headline one if `None`).
+def summaries(tables: Mapping[str, ColdStartTable]) -> pl.DataFrame:
+    """The summaries of all states in one frame, with a column `state`."""
+    return pl.concat([table.summary.select(pl.lit(state).alias("state"), pl.all()) for state, table in tables.items()])
+
+
+def by_state(tables: Mapping[str, ColdStartTable] | pl.DataFrame, metric: str | None = None) -> pl.DataFrame:
+    """Learners down, states across: the means of one metric.
 
     Args:
-        tables: what `cold_states` returned.
-        metric: without the length of the list, such as "ndcg".
+        tables: what `cold_states` returned, or its `summaries`.
+        metric: without the length of the list, such as "ndcg"; recall, or MAE, if `None`.
+
+    Raises:
+        ValueError: if the tables have no such metric.
     """
-    rows = []
-    for state, table in tables.items():
-        wanted = metric or table.metric_name().split("@")[0]
-        summary = table.summary.filter(pl.col("metric").str.split("@").list.first() == wanted)
-        if summary.is_empty():
-            raise ValueError(f"`metric` must be one of the table's. Received: metric={metric!r}")
-        rows.append(summary.select(pl.lit(state).alias("state"), pl.all()))
-    found = pl.concat(rows)
+    rows = tables if isinstance(tables, pl.DataFrame) else summaries(tables)
+    name = pl.col("metric").str.split("@").list.first()
+    found = rows.filter(name.is_in(list(HEADLINE.values())) if metric is None else name == metric)
+    if found.is_empty():
+        known = rows.select(name.unique(maintain_order=True))["metric"].to_list()
+        raise ValueError(f"`metric` must be one of {', '.join(known)}. Received: metric={metric!r}")
     return found.pivot(on="state", index="learner", values="mean", maintain_order=True)
 
 

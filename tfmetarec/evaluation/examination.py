@@ -16,11 +16,13 @@ from tfmetarec.data.whole_file import write_whole
 from tfmetarec.evaluation import calibration, metrics
 from tfmetarec.evaluation.adaptation import adaptation_curve
 from tfmetarec.evaluation.cold_start import LOWER_IS_BETTER, ColdStartTable, Recommender, cold_start
-from tfmetarec.evaluation.cold_states import cold_states
+from tfmetarec.evaluation.cold_states import cold_states, summaries
 from tfmetarec.evaluation.lists import gini
 from tfmetarec.evaluation.slices import LEAST_USERS, Gap, fairness_gap, item_groups, slices, user_groups, worst
 from tfmetarec.meta import GradientLearner
 
+SHORT = {"gini": "Gini", "ece": "ECE", "brier": "Brier", "f1": "F1", "auc": "AUC"}
+"""Names of figures as tables show them, where they are abbreviations or people."""
 _ABOUT = "about.json"
 
 
@@ -139,11 +141,14 @@ def examine(
             raise ValueError(f"`learner` must be one of {', '.join(recommenders)}. Received: learner={name!r}")
     tell = progress or (lambda words: None)
     asked: dict[str, Any] = {"query": query, "top_k": top_k, "order": order, "seed": seed}
-    options = {**asked, "vocabulary": vocabulary, "shots": (shots,), "predictions": True}
-    told = {"progress": lambda name, _: tell(f"judging {name}")}
-    test = cold_start(recommenders, split.test, **options, **told)
-    told = {"progress": lambda name, _: tell(f"asking {name} about validation users")}
-    validation = cold_start(recommenders, split.validation, **options, **told)
+    options: dict[str, Any] = {**asked, "vocabulary": vocabulary, "shots": (shots,), "predictions": True}
+    test = cold_start(recommenders, split.test, progress=lambda name, _: tell(f"judging {name}"), **options)
+    validation = cold_start(
+        recommenders,
+        split.validation,
+        progress=lambda name, _: tell(f"asking {name} about validation users"),
+        **options,
+    )
     floor = test.best_floor(shots, learners) if len(recommenders) > len(set(learners)) else None
     if test.feedback == "implicit":
         positive_rating = None
@@ -153,7 +158,7 @@ def examine(
     figures, reliability = _probabilities(test, validation, positive_rating)
     tell("grouping users and items")
     shown = list(dict.fromkeys([learner, *learners, *([floor] if floor else [])]))
-    values, pairs = _values(test, shown), _pairs(test, shown)
+    values, pairs = user_values(test, shown, shots), _pairs(test, shown)
     lower = test.metric_name() in LOWER_IS_BETTER
     people = user_groups(split.test)
     users, few_users = slices(values, people, against=floor, seed=seed)
@@ -199,9 +204,10 @@ def worst_slice(found: pl.DataFrame, learner: str, kind: str, metric: str, *, lo
     )
 
 
-def _values(table: ColdStartTable, names: Sequence[str]) -> pl.DataFrame:
-    """The headline metric by user, of these learners in this order."""
-    parts = [table.per_user.filter(pl.col("learner") == name) for name in names]
+def user_values(table: ColdStartTable, names: Sequence[str], shots: int) -> pl.DataFrame:
+    """The headline metric by user at one K, of these learners in this order: what `slices` takes."""
+    own = table.per_user.filter(pl.col("K") == shots)
+    parts = [own.filter(pl.col("learner") == name) for name in names]
     return pl.concat(parts).select("user_id", "learner", pl.col(table.metric_name()).alias("value"))
 
 
@@ -298,7 +304,13 @@ def _states(
 ) -> pl.DataFrame:
     if "both_cold" not in split.parts:
         return pl.DataFrame()
-    told = {"progress": lambda name, state: tell(f"judging {name} in {state}")}
-    tables = cold_states(recommenders, split, vocabulary, shots=shots, floors=False, **asked, **told)
-    summaries = [table.summary.select(pl.lit(state).alias("state"), pl.all()) for state, table in tables.items()]
-    return pl.concat(summaries)
+    tables = cold_states(
+        recommenders,
+        split,
+        vocabulary,
+        shots=shots,
+        floors=False,
+        progress=lambda name, state: tell(f"judging {name} in {state}"),
+        **asked,
+    )
+    return summaries(tables)
