@@ -1,10 +1,12 @@
 """What each gradient step at adaptation is worth: too few leave something, too many overfit a short support."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import polars as pl
+import tensorflow as tf
 
 from tfmetarec.data.interactions import Interactions
 from tfmetarec.evaluation.cold_start import ColdStartTable, Recommender, cold_start
@@ -69,9 +71,16 @@ def adaptation_curve(
 
 @contextmanager
 def _taking(learner: GradientLearner, steps: int) -> Iterator[None]:
-    before = learner.adaptation_steps
+    before, logger = learner.adaptation_steps, tf.get_logger()
     learner.adaptation_steps = steps
+    logger.addFilter(_not_of_tracing)
     try:
         yield
     finally:
         learner.adaptation_steps = before
+        logger.removeFilter(_not_of_tracing)
+
+
+def _not_of_tracing(record: logging.LogRecord) -> bool:
+    """TensorFlow warns of graphs traced often, which is what a curve over steps is made of."""
+    return "retracing" not in record.getMessage()

@@ -174,16 +174,16 @@ def bars(
     height = 0.8 / max(len(values), 1)
     places = np.arange(len(names))
     for number, (series, row) in enumerate(values.items()):
-        colour = COLOURS[0] if number == 0 else GREY if number == 1 else COLOURS[number % len(COLOURS)]
+        colour = COLOURS[0] if number == 0 else GREY if number == 1 else COLOURS[(number - 1) % len(COLOURS)]
         drawing.axes.barh(places + number * height, row, height=0.92 * height, color=colour, label=series)
         if intervals is not None and series in intervals:
             low, high = (np.asarray(end, float) for end in intervals[series])
             drawing.axes.hlines(places + number * height, low, high, color=_INK, lw=1.2)
     short = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names]
     drawing.axes.set_yticks(places + 0.4 - height / 2, labels=short)
-    drawing.axes.invert_yaxis()
+    drawing.axes.set_ylim(len(names) - 0.3, -0.7)  # From the top down, no wider apart for being many.
     if len(values) > 1:
-        drawing.legend(beside=True)
+        drawing.axes.legend(frameon=False, fontsize=8, labelcolor=_INK, loc="upper left", bbox_to_anchor=(1.01, 1))
     drawing.label(*labels)
     return drawing
 

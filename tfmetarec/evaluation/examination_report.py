@@ -34,16 +34,11 @@ def sliced(
     lower, own = metric in ERRORS, found.filter(pl.col("learner") == learner)
     told = [worst_slice(found, learner, kind, metric, lower_is_better=lower)]
     if few:
-        told.append(f"{few} with fewer than {LEAST_USERS} users left out.")
-    columns, shown = [kind, "", "users", learner], [learner]
+        told.append(f"Groups with fewer than {LEAST_USERS} users are left out, {few} in all.")
+    names = [f"{feature} {group}" for feature, group in own.select("feature", "group").iter_rows()]
+    columns, shown = [kind, "users", learner], [learner]
     cells = [
-        [
-            row["feature"],
-            row["group"],
-            str(row["users"]),
-            f"{plain(row['mean'])} ±{plain((row['high'] - row['low']) / 2)}",
-        ]
-        for row in own.iter_rows(named=True)
+        [name, str(row["users"]), _interval(row)] for name, row in zip(names, own.iter_rows(named=True), strict=True)
     ]
     if floor is not None:
         told.append(f"A star: the interval of the difference from {floor} leaves 0 out, each group by itself.")
@@ -53,7 +48,6 @@ def sliced(
             star = " *" if row["difference_low"] > 0 or row["difference_high"] < 0 else ""
             sign = "+" if row["difference"] >= 0 else "-"
             line += [plain(mean), f"{sign}{plain(abs(row['difference']))}{star}"]
-    names = [f"{feature} {group}" for feature, group in own.select("feature", "group").iter_rows()]
     parts = {name: found.filter(pl.col("learner") == name) for name in shown}
     drawing = bars(
         told[0],
@@ -76,8 +70,7 @@ def examined(found: Examination, learners: Sequence[str]) -> list[Section]:
     about = found.about
     own, floor, k = about["learner"], about["floor"], about["K"]
     users = sliced(found.users, about["few_users"], own, floor, about["metric"], k)
-    if not found.gaps.is_empty():
-        users.text = [*users.text, *(f"Gap by {Gap(**gap).verdict()}." for gap in found.gaps.iter_rows(named=True))]
+    users.text = [*users.text, *_gaps([Gap(**gap) for gap in found.gaps.iter_rows(named=True)])]
     return [
         _states(found, learners),
         _steps(found),
@@ -86,6 +79,13 @@ def examined(found: Examination, learners: Sequence[str]) -> list[Section]:
         _lists(found, learners),
         _probabilities(found, learners),
     ]
+
+
+def _gaps(gaps: Sequence[Gap]) -> list[str]:
+    """Each gap beyond chance in a sentence, and the others together."""
+    said = [f"Gap by {gap.verdict()}." for gap in gaps if gap.beyond_chance]
+    others = ", ".join(f"{gap.feature} ({gap.gap:.3g}, p = {gap.p_value:.2g})" for gap in gaps if not gap.beyond_chance)
+    return [*said, f"No gap beyond chance by {others}."] if others else said
 
 
 def _lists(found: Examination, learners: Sequence[str]) -> Section:

@@ -41,6 +41,11 @@ class Gap(NamedTuple):
     high: float
     p_value: float
 
+    @property
+    def beyond_chance(self) -> bool:
+        """Whether groups drawn at random are seldom as far apart: p below .05."""
+        return self.p_value < 0.05
+
     def verdict(self) -> str:
         """The gap in words.
 
@@ -50,7 +55,7 @@ class Gap(NamedTuple):
         >>> Gap("age", "old", "young", 0.02, -0.01, 0.05, 0.4).verdict()
         'age: no more than chance between young and old, 0.02 apart (p = 0.4)'
         """
-        if self.p_value < 0.05:
+        if self.beyond_chance:
             interval = f"{self.gap:.3g} [{self.low:.3g}, {self.high:.3g}]"
             return f"{self.feature}: {self.worst} is {interval} worse than {self.best} (p = {self.p_value:.2g})"
         return (
