@@ -156,7 +156,7 @@ class EvaluationConfig(_Section):
     top_k: int = Field(20, ge=1, description="Length of the recommended list.")
     floors: bool = Field(True, description="Put the baselines into the table.")
     adaptation_steps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0, 1, 2, 3, 5, 10), description="Gradient steps at adaptation to draw a curve over; none if empty."
+        (0, 1, 2, 3, 5), description="Gradient steps at adaptation to draw a curve over; none if empty."
     )
     positive_rating: float | None = Field(
         None, description="Rating from which one is positive; unset: three quarters up the range, 4 of 1 to 5."

@@ -9,7 +9,6 @@ from rich.text import Text
 
 from tfmetarec.data.splits import Split
 from tfmetarec.evaluation.cold_start import LOWER_IS_BETTER, ColdStartTable
-from tfmetarec.evaluation.cold_states import by_state
 from tfmetarec.evaluation.drawing import plain
 from tfmetarec.evaluation.examination import SHORT, Examination
 from tfmetarec.tuning import MetaTuner, best_trial, in_words, ranked, trials_table
@@ -79,7 +78,7 @@ def examination_tables(found: Examination, learners: Sequence[str] = ()) -> list
     _two_parts(table, found.figures, names, learners)
     if found.states.is_empty():
         return [table]
-    wide = by_state(found.states)
+    wide = found.by_state()
     caption = "New items are ranked among themselves, known ones among all known."
     states = Table(
         title=f"{found.about['metric']} in the four states, K={found.about['K']}",

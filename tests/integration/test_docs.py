@@ -55,7 +55,9 @@ def test_no_link_is_dead(path: Path) -> None:
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("page", ["tuning", *(pytest.param(p, marks=SLOW) for p in ("distillation", "cross_domain"))])
+@pytest.mark.parametrize(
+    "page", ["tuning", "evaluation", *(pytest.param(p, marks=SLOW) for p in ("distillation", "cross_domain"))]
+)
 def test_the_first_example_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), flags=re.S)[0]
     monkeypatch.chdir(tmp_path)

@@ -16,7 +16,7 @@ from tfmetarec.data.whole_file import write_whole
 from tfmetarec.evaluation import calibration, metrics
 from tfmetarec.evaluation.adaptation import adaptation_curve
 from tfmetarec.evaluation.cold_start import LOWER_IS_BETTER, ColdStartTable, Recommender, cold_start
-from tfmetarec.evaluation.cold_states import cold_states, summaries
+from tfmetarec.evaluation.cold_states import by_state, cold_states, summaries
 from tfmetarec.evaluation.lists import gini
 from tfmetarec.evaluation.slices import LEAST_USERS, Gap, fairness_gap, item_groups, slices, user_groups, worst
 from tfmetarec.meta import GradientLearner
@@ -51,6 +51,10 @@ class Examination:
     steps: pl.DataFrame
     states: pl.DataFrame
     about: dict[str, Any]
+
+    def by_state(self, metric: str | None = None) -> pl.DataFrame:
+        """Learners down, states across: as `tfmetarec.evaluation.by_state`; empty if no items were held out."""
+        return self.states if self.states.is_empty() else by_state(self.states, metric)
 
     def sentences(self) -> list[str]:
         """The worst slices, the widest gap, and how far probabilities can be trusted, in words."""
@@ -105,7 +109,7 @@ def examine(
     top_k: int = 20,
     order: str | None = None,
     positive_rating: float | None = None,
-    steps: Sequence[int] = (0, 1, 2, 3, 5, 10),
+    steps: Sequence[int] = (0, 1, 2, 3, 5),
     progress: Callable[[str], None] | None = None,
     seed: int = 0,
 ) -> Examination:

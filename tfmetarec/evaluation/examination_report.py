@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import polars as pl
 
 from tfmetarec.evaluation.cold_start import HEADLINE, LOWER_IS_BETTER
-from tfmetarec.evaluation.cold_states import by_state
 from tfmetarec.evaluation.drawing import bars, lines, plain
 from tfmetarec.evaluation.examination import SHORT, Examination, worst_slice
 from tfmetarec.evaluation.report import Section, TableOf
@@ -153,7 +152,7 @@ def _steps(found: Examination) -> Section:
 def _states(found: Examination, learners: Sequence[str]) -> Section:
     if found.states.is_empty():
         return Section("Known and new, users and items")
-    about, wide = found.about, by_state(found.states)
+    about, wide = found.about, found.by_state()
     names = {state: state.replace("_", " ") for state in wide.columns[1:]}
     pick = min if about["metric"] in ERRORS else max
     is_headline = pl.col("metric").str.split("@").list.first().is_in(list(HEADLINE.values()))
