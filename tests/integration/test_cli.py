@@ -105,7 +105,7 @@ def test_evaluate_prints_the_table_and_writes_what_it_shows(run: Path) -> None:
     shown = next(r for r in rows if (r["learner"], r["K"], r["metric"]) == ("MAML", 5, "recall@10"))
     assert f"{shown['mean']:.4f}".replace("0.", ".", 1) in printed
     assert pl.read_parquet(run / "predictions.parquet").height == pl.read_parquet(run / "users.parquet").height
-    for word in ("Beyond the mean, K=5", "coverage", "novelty", "ECE", "Worst slice of", "Widest gap between groups"):
+    for word in ("Beyond the mean, K=5", "coverage", "novelty", "ECE", "Worst slice of items"):
         assert word in printed
     said = json.loads((run / "examination" / "about.json").read_text())["said"]
     assert all(sentence in printed for sentence in said)
@@ -133,7 +133,7 @@ def test_items_held_out_too_make_the_four_states(
 ) -> None:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
     settings = ["split.cold_item_share=0.2", "training.epochs=1", "meta.rival=null", "evaluation.adaptation_steps=[]"]
-    # A user of these data has eight items: three of them can be shown, and three asked for.
+    # Of ten items of a user, two or so are held out.
     settings += ["evaluation.query=2", "evaluation.shots=[0,2]", "data.options.interactions_per_user=10"]
     given = [part for setting in settings for part in ("--set", setting)]
     tools = {"monkeypatch": monkeypatch, "capsys": capsys, "where": tmp_path}
