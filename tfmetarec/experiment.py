@@ -54,6 +54,11 @@ class Prepared:
     split: data.Split
     vocabulary: data.Vocabulary
 
+    @functools.cached_property
+    def floors(self) -> dict[str, evaluation.Recommender]:
+        """The baselines, fitted on the training part once."""
+        return evaluation.fitted_floors(self.split.train, self.vocabulary, seed=self.split.seed or 0)
+
 
 def check(config: Config, run: Path | None = None) -> None:
     """Finds the mistakes that show before any data is loaded.
@@ -286,9 +291,9 @@ def evaluate(
     """The final table on test users, written into the run folder."""
     judged = config.evaluation
     table = evaluation.cold_start(
-        learners,
+        {**(prepared.floors if judged.floors else {}), **learners},
         prepared.split.test,
-        train=prepared.split.train if judged.floors else None,
+        vocabulary=prepared.vocabulary,
         shots=judged.shots,
         query=judged.query,
         top_k=judged.top_k,
@@ -311,10 +316,8 @@ def examine(
 ) -> evaluation.Examination:
     """What means do not show, of the last of the learners and its best floor, written into the run folder."""
     judged = config.evaluation
-    train = prepared.split.train
-    floors = evaluation.fitted_floors(train, prepared.vocabulary, seed=config.seed) if judged.floors else {}
     found = evaluation.examine(
-        {**floors, **learners},
+        {**(prepared.floors if judged.floors else {}), **learners},
         prepared.split,
         prepared.vocabulary,
         list(learners)[-1],

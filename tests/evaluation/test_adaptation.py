@@ -5,6 +5,7 @@ import pytest
 
 import tfmetarec as tmr
 from tfmetarec.evaluation import adaptation_curve, cold_start
+from tfmetarec.evaluation.adaptation import many_graphs
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +59,16 @@ def test_a_learner_without_steps_and_steps_out_of_range_are_refused(planted):
         adaptation_curve(tmr.meta.Ridge(learner.model), split.test)
     with pytest.raises(ValueError, match=r"`steps` must be one or more ints, at least 0. Received: steps=\(-1,\)"):
         adaptation_curve(learner, split.test, steps=(-1,))
+
+
+def test_tensorflow_is_quiet_about_many_graphs_until_the_outermost_ends():
+    import tensorflow as tf
+
+    logger, warning = tf.get_logger(), "triggered tf.function retracing"
+    before = list(logger.filters)
+    with many_graphs():
+        with many_graphs():
+            pass
+        assert not logger.filter(logger.makeRecord("", 30, "", 0, warning, (), None))
+        assert logger.filter(logger.makeRecord("", 30, "", 0, "something else", (), None))
+    assert logger.filters == before

@@ -69,18 +69,28 @@ def adaptation_curve(
     return pl.concat(rows)
 
 
+class _NotOfTracing(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "retracing" not in record.getMessage()
+
+
 @contextmanager
-def _taking(learner: GradientLearner, steps: int) -> Iterator[None]:
-    before, logger = learner.adaptation_steps, tf.get_logger()
-    learner.adaptation_steps = steps
-    logger.addFilter(_not_of_tracing)
+def many_graphs() -> Iterator[None]:
+    """TensorFlow does not warn of graphs traced often, which is what a curve over steps is made of."""
+    logger, own = tf.get_logger(), _NotOfTracing()  # Its own: another one within ends first.
+    logger.addFilter(own)
     try:
         yield
     finally:
+        logger.removeFilter(own)
+
+
+@contextmanager
+def _taking(learner: GradientLearner, steps: int) -> Iterator[None]:
+    before = learner.adaptation_steps
+    learner.adaptation_steps = steps
+    try:
+        with many_graphs():
+            yield
+    finally:
         learner.adaptation_steps = before
-        logger.removeFilter(_not_of_tracing)
-
-
-def _not_of_tracing(record: logging.LogRecord) -> bool:
-    """TensorFlow warns of graphs traced often, which is what a curve over steps is made of."""
-    return "retracing" not in record.getMessage()

@@ -14,7 +14,7 @@ from tfmetarec.data.splits import Split
 from tfmetarec.data.vocabulary import Vocabulary
 from tfmetarec.data.whole_file import write_whole
 from tfmetarec.evaluation import calibration, metrics
-from tfmetarec.evaluation.adaptation import adaptation_curve
+from tfmetarec.evaluation.adaptation import adaptation_curve, many_graphs
 from tfmetarec.evaluation.cold_start import LOWER_IS_BETTER, ColdStartTable, Recommender, cold_start
 from tfmetarec.evaluation.cold_states import by_state, cold_states, summaries
 from tfmetarec.evaluation.lists import gini
@@ -97,6 +97,7 @@ class Examination:
         return cls(**tables, about=json.loads((folder / _ABOUT).read_text()))
 
 
+@many_graphs()
 def examine(
     recommenders: Mapping[str, Recommender],
     split: Split,
