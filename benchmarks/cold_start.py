@@ -47,9 +47,7 @@ def folder_of(data: Path) -> Path:
     root = os.environ.get("TFMETAREC_TEST_DATA")
     found = Path(root) / data if root else data
     if not found.is_dir():
-        raise DataError(
-            f"`--data {data}` needs its folder: give the path, or set TFMETAREC_TEST_DATA to what holds it."
-        )
+        raise DataError(f"`--data {data}` needs a folder: give its path, or set TFMETAREC_TEST_DATA to what holds it.")
     return found
 
 

@@ -39,7 +39,7 @@ Say = Callable[[str], None]
 
 
 class Problem(NamedTuple):
-    """Interactions, split by users; `warm` is `train` and `validation` together."""
+    """Interactions, split by users; `warm` is `train` and `validation` together, `least` the users an item needs."""
 
     name: str
     split: Split
@@ -47,6 +47,7 @@ class Problem(NamedTuple):
     vocabulary: Vocabulary
     shots: tuple[int, ...]
     query: int
+    least: int
 
 
 def problem(interactions: Interactions, least: int = MIN_ITEM_USERS) -> Problem:
@@ -58,10 +59,10 @@ def problem(interactions: Interactions, least: int = MIN_ITEM_USERS) -> Problem:
     met = split.validation.table.group_by("user_id").agg(pl.col("item_id").n_unique().alias("n"))["n"].to_numpy()
     typical = int(np.quantile(met, 0.5))
     if typical >= max(SHOTS) + QUERY:
-        return Problem(interactions.name, split, warm, vocabulary, SHOTS, QUERY)
+        return Problem(interactions.name, split, warm, vocabulary, SHOTS, QUERY, least)
     query = max(1, min(QUERY, typical // 2))
     shots = tuple(k for k in SHOTS if k <= max(1, typical - query))
-    return Problem(interactions.name, split, warm, vocabulary, shots, query)
+    return Problem(interactions.name, split, warm, vocabulary, shots, query, least)
 
 
 def judged(recommenders: dict[str, Any], part: Interactions, case: Problem, **options: Any) -> ColdStartTable:
@@ -183,7 +184,7 @@ def ablation(case: Problem, steps: int | None, say: Say) -> report.Rows:
     for side in ("items", "users"):
         parts = {name: without(part, side) for name, part in case.split.parts.items()}
         less = case._replace(split=Split(parts), warm=without(case.warm, side))
-        vocabulary = Vocabulary.fit(less.warm, min_item_users=case.vocabulary.min_item_users)
+        vocabulary = Vocabulary.fit(less.warm, min_item_users=case.least)
         row(f"without features of {side}", trained("MAML", less, 0, steps, vocabulary=vocabulary)[2])
     row("ids never hidden", trained("MAML", case, 0, steps, id_dropout=0.0)[2])
     row("always 20 shown in training", trained("MAML", case, 0, steps, support=20)[2])

@@ -40,7 +40,7 @@ def test_overrides_win_over_the_file_and_are_typed(tmp_path: Path) -> None:
             "unknown key `meta.inner_learning_rat`; did you mean `meta.inner_learning_rate`?",
         ),
         ("modell: {}", "unknown key `modell`; did you mean `model`?"),
-        ("split: {xyzzy: 1}", "unknown key `split.xyzzy`; known: test_share, validation_share."),
+        ("split: {xyzzy: 1}", "unknown key `split.xyzzy`; known: test_share, validation_share, cold_item_share."),
         ("split: {test_share: 1.5}", "`split.test_share`: input should be less than 1. Received: 1.5"),
         ("meta: {inner_steps: two}", "`meta.inner_steps`: input should be a valid integer"),
         ("meta: [1]", "`meta`: input should be"),

@@ -196,12 +196,19 @@ def evaluate(
     run: RunArgument,
     predictions: Annotated[bool, typer.Option(help="Also write every prediction to predictions.parquet.")] = False,
     metric: Annotated[str | None, typer.Option(help="Metric of the table, e.g. ndcg@20.")] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(help="Say which of two learners is better, at each K; a run judged before is not judged again."),
+    ] = None,
 ) -> None:
-    """Compare a run's learners with the floors on test users."""
+    """Compare a run's learners with the floors on test users, and look at them from all sides."""
     with _tensorflow():
         from tfmetarec import experiment
-        from tfmetarec.console import cold_start_table
+        from tfmetarec.console import cold_start_table, examination_tables
     config = experiment.open_run(run)
+    if compare is not None and not predictions and (run / "metrics.parquet").exists():
+        _verdicts(experiment.judged_table(run), compare, metric, config.seed)
+        return
     learners = experiment.learners(config, run)
     with console.status("preparing") as status:
         prepared = experiment.prepare(config)
@@ -213,12 +220,27 @@ def evaluate(
             predictions=predictions,
             progress=lambda name, k: status.update(Text(f"judging {name} at K={k}")),
         )
+        found = experiment.examine(config, run, prepared, learners, progress=lambda words: status.update(Text(words)))
     for note in table.notes:
         console.print(note, style="dim")
     console.print(cold_start_table(table, metric, learners=list(learners)))
-    console.print(f"Figures: {run / 'metrics.json'}", soft_wrap=True)
+    for shown in examination_tables(found, list(learners)):
+        console.print(shown)
+    for line in found.sentences():
+        console.print(line, highlight=False, soft_wrap=True)
+    if compare is not None:
+        _verdicts(table, compare, metric, config.seed)
+    console.print(f"Figures: {run / 'metrics.json'}, {run / experiment.EXAMINATION}", soft_wrap=True)
     if predictions:
         console.print(f"Predictions: {run / 'predictions.parquet'}", soft_wrap=True)
+
+
+def _verdicts(table: Any, compare: tuple[str, str], metric: str | None, seed: int) -> None:
+    from tfmetarec import experiment
+
+    console.print(table.metric_name(metric))
+    for line in experiment.compare(table, *compare, metric, seed=seed):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command()

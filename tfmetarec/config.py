@@ -33,6 +33,9 @@ class DataConfig(_Section):
 class SplitConfig(_Section):
     test_share: float = Field(0.2, gt=0, lt=1, description="Share of users held out for the final table.")
     validation_share: float = Field(0.1, gt=0, lt=1, description="Share of users that choices are made on.")
+    cold_item_share: float = Field(
+        0.0, ge=0, lt=1, description="Share of items held out too, so that `evaluate` judges all four cold states."
+    )
 
 
 class VocabularyConfig(_Section):
@@ -152,6 +155,12 @@ class EvaluationConfig(_Section):
     query: int = Field(20, ge=1, description="Interactions a user is judged on.")
     top_k: int = Field(20, ge=1, description="Length of the recommended list.")
     floors: bool = Field(True, description="Put the baselines into the table.")
+    adaptation_steps: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 1, 2, 3, 5), description="Gradient steps at adaptation to draw a curve over; none if empty."
+    )
+    positive_rating: float | None = Field(
+        None, description="Rating from which one is positive; unset: three quarters up the range, 4 of 1 to 5."
+    )
 
 
 class ExportConfig(_Section):

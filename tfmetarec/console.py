@@ -9,6 +9,8 @@ from rich.text import Text
 
 from tfmetarec.data.splits import Split
 from tfmetarec.evaluation.cold_start import LOWER_IS_BETTER, ColdStartTable
+from tfmetarec.evaluation.drawing import plain
+from tfmetarec.evaluation.examination import SHORT, Examination
 from tfmetarec.tuning import MetaTuner, best_trial, in_words, ranked, trials_table
 
 
@@ -59,6 +61,45 @@ def cold_start_table(found: ColdStartTable, metric: str | None = None, learners:
 def _cells(row: dict, best: dict) -> list[Text]:
     """Means with four digits and no leading zero, as they are usually printed."""
     return [Text(f"{row[k]:.4f}".replace("0.", ".", 1), "bold" if row[k] == best[k] else "") for k in best]
+
+
+def examination_tables(found: Examination, learners: Sequence[str] = ()) -> list[Table]:
+    """What `evaluate` shows beside the table of means: figures of lists and probabilities, and the four states.
+
+    Args:
+        found: what `examine` returned.
+        learners: names of the learners, set apart from the floors.
+    """
+    names = [name for name in found.figures.columns[1:] if found.figures[name].null_count() < found.figures.height]
+    table = Table(title=f"Beyond the mean, K={found.about['K']}", title_justify="left")
+    table.add_column("")
+    for name in names:
+        table.add_column(SHORT.get(name, name), justify="right", no_wrap=True)
+    _two_parts(table, found.figures, names, learners)
+    if found.states.is_empty():
+        return [table]
+    wide = found.by_state()
+    caption = "New items are ranked among themselves, known ones among all known."
+    states = Table(
+        title=f"{found.about['metric']} in the four states, K={found.about['K']}",
+        title_justify="left",
+        caption=caption if found.about["positive_rating"] is None else None,
+        caption_justify="left",
+    )
+    states.add_column("")
+    for name in wide.columns[1:]:
+        states.add_column(name.replace("_", " "), justify="right", no_wrap=True)
+    _two_parts(states, wide, wide.columns[1:], learners)
+    return [table, states]
+
+
+def _two_parts(table: Table, figures: pl.DataFrame, names: Sequence[str], learners: Sequence[str]) -> None:
+    """Floors, a line, and learners."""
+    is_learner = pl.col("learner").is_in(list(learners))
+    for part in (figures.filter(~is_learner), figures.filter(is_learner)):
+        for row in part.iter_rows(named=True):
+            table.add_row(row["learner"], *(plain(row[name]) for name in names))
+        table.add_section()
 
 
 def recommendation_table(title: str, columns: dict[str, list[tuple[str, float]]], width: int) -> Table:

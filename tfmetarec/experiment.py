@@ -3,7 +3,8 @@
 Every stage reads and writes one run folder:
 
     config.yaml  environment.json  checkpoint/  learner.keras  rival.keras  history.json
-    metrics.parquet  users.parquet  metrics.json  predictions.parquet (if asked)  new_items.parquet (if added)
+    metrics.parquet  users.parquet  metrics.json  examination/  predictions.parquet (if asked)
+    new_items.parquet (if added)
     export/NAME/VERSION/
     tuning/  trials.parquet  best.yaml  plots/  tensorboard/  (of a search)
 
@@ -39,6 +40,7 @@ from tfmetarec.parts import INNER, check_parts, find, naming_options, parameters
 from tfmetarec.search_space import search_space
 
 NEW_ITEMS = "new_items.parquet"
+EXAMINATION = "examination"
 RATES = ("meta.inner_learning_rate", "training.learning_rate")
 # A search may go on longer than was meant at first.
 EXTENDABLE = ("tuning.trials", "tuning.max_minutes")
@@ -51,6 +53,11 @@ class Prepared:
 
     split: data.Split
     vocabulary: data.Vocabulary
+
+    @functools.cached_property
+    def floors(self) -> dict[str, evaluation.Recommender]:
+        """The baselines, fitted on the training part once."""
+        return evaluation.fitted_floors(self.split.train, self.vocabulary, seed=self.split.seed or 0)
 
 
 def check(config: Config, run: Path | None = None) -> None:
@@ -77,7 +84,7 @@ def check(config: Config, run: Path | None = None) -> None:
 
 
 def prepare(config: Config) -> Prepared:
-    """Loads the data, holds out users, and learns the vocabulary from those that are left.
+    """Loads the data, holds out users (and items, if asked), and learns the vocabulary from what is left.
 
     Raises:
         ValueError: if `check` finds a mistake, or the users who are held out have too few interactions to be
@@ -86,12 +93,18 @@ def prepare(config: Config) -> Prepared:
     check_parts(config)
     with naming_options("data.options", config.data.options):
         interactions = data.load(config.data.source, **config.data.options)
-    split = data.cold_users(
-        interactions,
-        test_share=config.split.test_share,
-        validation_share=config.split.validation_share,
-        seed=config.seed,
-    )
+    shares: dict[str, Any] = {"test_share": config.split.test_share, "validation_share": config.split.validation_share}
+    if config.split.cold_item_share:
+        split = data.every_state(
+            interactions,
+            **shares,
+            item_share=config.split.cold_item_share,
+            warm_rows=config.evaluation.query,
+            min_item_users=config.vocabulary.min_item_users,
+            seed=config.seed,
+        )
+    else:
+        split = data.cold_users(interactions, **shares, seed=config.seed)
     vocabulary = data.Vocabulary.fit(split.train, **config.vocabulary.model_dump())
     _check_lengths("validation", split.validation, vocabulary, config)
     _check_lengths("test", split.test, vocabulary, config)
@@ -278,19 +291,82 @@ def evaluate(
     """The final table on test users, written into the run folder."""
     judged = config.evaluation
     table = evaluation.cold_start(
-        learners,
+        {**(prepared.floors if judged.floors else {}), **learners},
         prepared.split.test,
-        train=prepared.split.train if judged.floors else None,
+        vocabulary=prepared.vocabulary,
         shots=judged.shots,
         query=judged.query,
         top_k=judged.top_k,
         order=config.tasks.order,
-        predictions=run / "predictions.parquet" if predictions else None,
+        predictions=run / "predictions.parquet" if predictions else False,
         progress=progress,
         seed=config.seed,
     )
     _write_table(run, table)
     return table
+
+
+def examine(
+    config: Config,
+    run: Path,
+    prepared: Prepared,
+    learners: dict[str, MetaLearner],
+    *,
+    progress: Callable[[str], None] | None = None,
+) -> evaluation.Examination:
+    """What means do not show, of the last of the learners and its best floor, written into the run folder."""
+    judged = config.evaluation
+    found = evaluation.examine(
+        {**(prepared.floors if judged.floors else {}), **learners},
+        prepared.split,
+        prepared.vocabulary,
+        list(learners)[-1],
+        learners=list(learners),
+        shots=max(judged.shots),
+        query=judged.query,
+        top_k=judged.top_k,
+        order=config.tasks.order,
+        positive_rating=judged.positive_rating,
+        steps=judged.adaptation_steps,
+        progress=progress,
+        seed=config.seed,
+    )
+    found.save(run / EXAMINATION)
+    return found
+
+
+def judged_table(run: Path) -> evaluation.ColdStartTable:
+    """The table that `evaluate` has left in a run folder.
+
+    Raises:
+        ValueError: if it has not.
+    """
+    if not (run / "metrics.parquet").exists():
+        raise ValueError(f"{run} has nothing to report yet: `tfmetarec evaluate {run}` makes its table.")
+    per_user = pl.read_parquet(run / "users.parquet")
+    feedback = "explicit" if "mae" in per_user.columns else "implicit"
+    notes = json.loads((run / "metrics.json").read_text())["notes"]
+    return evaluation.ColdStartTable(pl.read_parquet(run / "metrics.parquet"), per_user, feedback, tuple(notes))
+
+
+def compare(table: evaluation.ColdStartTable, a: str, b: str, metric: str | None = None, *, seed: int = 0) -> list[str]:
+    """A verdict in words on two learners of a table at each K, by a paired bootstrap over users.
+
+    Raises:
+        ValueError: if the table has no such learner.
+    """
+    known = table.per_user["learner"].unique(maintain_order=True).to_list()
+    for name in (a, b):
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(known)}."
+            raise ValueError(f"`compare` must name learners of the table; {hint} Received: {name!r}")
+    higher = table.metric_name(metric) not in evaluation.LOWER_IS_BETTER
+    said = []
+    for k in table.per_user["K"].unique(maintain_order=True):
+        found = table.compare(a, b, k, metric, seed=seed)
+        said.append(f"K={k}: {found.verdict(a, b, higher_is_better=higher)} (p = {found.p_value:.2g})")
+    return said
 
 
 def hyper_model(config: Config, prepared: Prepared) -> tuning.MetaHyperModel:
@@ -440,6 +516,8 @@ def prepare_crossing(config: Config) -> Crossing:
         ValueError: if a domain is not named, not there, or no user has both.
     """
     wanted = config.transfer
+    if config.split.cold_item_share:
+        raise ConfigError("`split.cold_item_share` is not for a run across domains: there no items are held out.")
     for name in ("source", "target"):
         if getattr(wanted, name) is None:
             raise ConfigError(f"`transfer.{name}` must name a domain of the data. Received: none")

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 
 from tfmetarec import evaluation, experiment, tuning
 from tfmetarec.config import Config
 from tfmetarec.evaluation import report as page
+from tfmetarec.evaluation.examination_report import examined, sliced
 
 
 def report(runs: Sequence[Path], out: Path | None = None) -> list[Path]:
@@ -41,7 +41,9 @@ def report(runs: Sequence[Path], out: Path | None = None) -> list[Path]:
         sections += own
     judged = [(i, run) for i, run in enumerate(runs, 1) if (run / "metrics.parquet").exists()]
     if len(judged) > 1:
-        sections.insert(0, page.side_by_side({f"{configs[run].name} ({i})": _table(run) for i, run in judged}))
+        sections.insert(
+            0, page.side_by_side({f"{configs[run].name} ({i})": experiment.judged_table(run) for i, run in judged})
+        )
     first = configs[runs[0]]
     title = first.name if len(runs) == 1 else f"{len(runs)} runs: {', '.join(c.name for c in configs.values())}"
     versions = json.loads((runs[0] / "environment.json").read_text())["versions"]
@@ -54,21 +56,13 @@ def report(runs: Sequence[Path], out: Path | None = None) -> list[Path]:
     return page.write_report(out or runs[0] / "report.html", title, about, sections)
 
 
-def _table(run: Path) -> evaluation.ColdStartTable:
-    """The table that `evaluate` left."""
-    per_user = pl.read_parquet(run / "users.parquet")
-    feedback = "explicit" if "mae" in per_user.columns else "implicit"
-    notes = json.loads((run / "metrics.json").read_text())["notes"]
-    return evaluation.ColdStartTable(pl.read_parquet(run / "metrics.parquet"), per_user, feedback, tuple(notes))
-
-
 def _sections(config: Config, run: Path) -> list[page.Section]:
     """What there is to say of a run."""
     prepared = experiment.prepare(config)
     searched = [_search_section(config, run, prepared)] if (run / "trials.parquet").exists() else []
     if not (run / "metrics.parquet").exists():
         return searched
-    table, models = _table(run), experiment.learners(config, run)
+    table, models = experiment.judged_table(run), experiment.learners(config, run)
     names, name = list(models), list(models)[-1]
     histories = {
         own: json.loads((run / f"{kind}-history.json").read_text())
@@ -77,7 +71,7 @@ def _sections(config: Config, run: Path) -> list[page.Section]:
     found = [
         page.headline(table, names),
         page.gains(table, name, names),
-        page.slices(table, prepared.split.test.users, name, names, seed=config.seed),
+        *_looked_at(config, run, prepared, table, names),
         page.training(histories),
         page.example(models[name], prepared.split.test, prepared.vocabulary),
         *searched,
@@ -91,6 +85,23 @@ def _sections(config: Config, run: Path) -> list[page.Section]:
         text = "The most popular items, and what the learner holds to be like them."
         found.append(page.Section("Similar items", [text], [nearest]))
     return found
+
+
+def _looked_at(
+    config: Config, run: Path, prepared: experiment.Prepared, table: evaluation.ColdStartTable, names: Sequence[str]
+) -> list[page.Section]:
+    """What `evaluate` has found beside the table; of an older run, or a quickstart's, the groups of users alone."""
+    found = evaluation.Examination.load(run / experiment.EXAMINATION)
+    if found is not None:
+        return examined(found, names)
+    k = int(table.per_user["K"].max())  # type: ignore[arg-type]
+    floor = table.best_floor(k, names) if table.per_user["learner"].n_unique() > len(names) else None
+    shown = [names[-1], *([floor] if floor else [])]
+    values = evaluation.user_values(table, shown, k)
+    groups, few = evaluation.slices(
+        values, evaluation.user_groups(prepared.split.test), against=floor, seed=config.seed
+    )
+    return [sliced(groups, few, names[-1], floor, table.metric_name(), k)]
 
 
 def _search_section(config: Config, run: Path, prepared: experiment.Prepared) -> page.Section:

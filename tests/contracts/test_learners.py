@@ -120,7 +120,9 @@ def test_adapting_lowers_the_support_loss(case, support, first_batch):
     if case.learner.amortised:
         assert after[some].mean() < before[some].mean()
     else:
-        assert (after[some] < before[some]).all()
+        # Equal for a user whose hidden units are all silent: there is no gradient then.
+        assert (after[some] <= before[some]).all()
+        assert after[some].mean() < before[some].mean()
 
 
 def test_no_support_gives_exactly_the_starting_point(case, support):

@@ -16,6 +16,7 @@ from tfmetarec.data.splits import (
     by_time,
     cold_items,
     cold_users,
+    every_state,
     four_states,
     published_states,
 )
@@ -300,3 +301,54 @@ def test_an_unknown_part_is_named(data):
 def test_splits_that_cannot_be_made_say_why(split, message, data):
     with pytest.raises(DataError, match=re.escape(message)):
         split(data)
+
+
+def test_every_state_holds_out_the_users_of_cold_users_and_items_that_training_never_meets(data):
+    split = every_state(data, test_share=0.2, validation_share=0.1, item_share=0.25, warm_rows=2, seed=3)
+    same = cold_users(data, test_share=0.2, validation_share=0.1, seed=3)
+    new = items_of(split["item_cold"]) | items_of(split["both_cold"])
+    assert len(new) == 10
+    assert split.notes[0] == "10 items were held out of training."
+    for name in ("train", "validation", "test", "warm"):
+        assert not items_of(split[name]) & new
+    for name in ("validation", "test"):
+        assert users_of(split[name]) == users_of(same[name])
+    assert users_of(split["both_cold"]) <= users_of(same.test)
+    assert users_of(split["item_cold"]) <= users_of(same.train)
+    assert users_of(split["warm"]) <= users_of(split.train)
+    left_out = sum(len(part) for part in same.parts.values()) - sum(len(part) for part in split.parts.values())
+    assert left_out == int(same.validation.table["item_id"].is_in(list(new)).sum())
+
+
+def test_warm_is_the_last_that_a_user_met_for_the_first_time():
+    rows = [(user, item, time, "view") for user in range(10) for time, item in enumerate(range(1, 7))]
+    rows += [(user, 1, 9, "purchase") for user in range(10)]
+    rows += [(user, item, 0, "view") for user in (0, 1) for item in (7, 8, 9, 10)]
+    table = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "behavior"], orient="row")
+    split = every_state(
+        Interactions.from_frames(table, feedback="implicit"),
+        validation_share=0, item_share=0.2, warm_rows=2, min_item_users=3, seed=1,
+    )  # fmt: skip
+    (new,) = items_of(split["item_cold"])
+    assert new <= 6  # The others have fewer users.
+    expected = [item for item in range(1, 7) if item != new][-2:]
+    warm = split["warm"].table.sort("user_id", "item_id")
+    for user in warm["user_id"].unique():
+        assert warm.filter(pl.col("user_id") == user)["item_id"].unique().sort().to_list() == expected
+    # Item 1, bought at the end, was seen first of all.
+    assert 1 not in items_of(split["warm"])
+    assert len(users_of(split["warm"])) == 2
+    assert "validation" not in split.parts
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"item_share": 1.0}, "`item_share` must lie between 0 and 1. Received: item_share=1.0"),
+        ({"warm_rows": 0}, "`warm_rows` must be at least 1. Received: warm_rows=0"),
+        ({"warm_rows": 99}, "Every part must have rows, and 'warm' would have none"),
+    ],
+)
+def test_every_state_refuses_what_cannot_be(data, options, message):
+    with pytest.raises(DataError, match=message):
+        every_state(data, **options)

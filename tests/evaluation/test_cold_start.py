@@ -211,3 +211,19 @@ def test_figures_by_user_are_those_of_one_k_or_the_mean_over_all() -> None:
         table.by_user("b", 1)
     with pytest.raises(ValueError, match="`metric` must be one of mae. Received: metric='recall'"):
         table.by_user("a", metric="recall")
+
+
+def test_what_lists_are_like_stands_in_the_same_table() -> None:
+    data = shop()
+    vocabulary = Vocabulary.fit(data)
+    oracle = Oracle(np.array([0, 1, 2, 3, 4, 9, 8, 7, 6], float))  # 5 and 6, of two of the four users; then 7 and 8.
+    table = cold_start({"o": oracle}, data, vocabulary=vocabulary, shots=(0,), query=6, top_k=2, predictions=True)
+    assert table.per_user["novelty@2"].to_list() == pytest.approx([1.0, 1.0])  # -log2(2 / 4)
+    assert "diversity@2" not in table.per_user.columns  # Items have no categories.
+    assert table.predictions is not None
+    assert table.predictions["item_id"].to_list() == [[5, 6], [5, 6]]
+    assert table.predictions["score"].to_list() == [[9.0, 8.0], [9.0, 8.0]]
+    assert table.predictions["relevant"].to_list() == [[1, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1]]
+    plain = cold_start({"o": oracle}, data, vocabulary=vocabulary, shots=(0,), query=6, top_k=2)
+    assert plain.predictions is None
+    assert plain.summary.equals(table.summary)

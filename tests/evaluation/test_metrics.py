@@ -138,6 +138,42 @@ def test_ranking_metrics_agree_with_scikit_learn():
     assert mrr(top_items(scores, 25), relevant, np.ones(60, int)).mean() == pytest.approx(expected)
 
 
+def test_with_ties_the_mean_over_draws_is_scikit_learns_ndcg_which_shares_places_out():
+    generator = np.random.default_rng(2)
+    scores = generator.integers(0, 4, (30, 12)) / 4.0  # Three or so items to a place.
+    scores[:, 0] = -1  # Row 0 is no item.
+    relevant = np.array([1 + generator.permutation(11)[:4] for _ in range(30)])
+    labels = np.zeros((30, 12))
+    np.put_along_axis(labels, relevant, 1, axis=1)
+    drawn = [ndcg_at_k(top_items(scores, 5, seed=seed), relevant).mean() for seed in range(400)]
+    expected = ndcg_score(labels, scores, k=5)  # Of ties it takes the mean.
+    assert np.mean(drawn) == pytest.approx(expected, abs=4 * np.std(drawn) / 20)
+
+
+def test_ranking_metrics_agree_with_tfrs_factorized_top_k_on_scores_with_ties():
+    import tensorflow as tf
+    import tensorflow_recommenders as tfrs
+
+    generator = np.random.default_rng(3)
+    users, items = generator.integers(-1, 2, (3000, 4)), generator.integers(-1, 2, (200, 4))  # Few scores for many.
+    asked = 1 + generator.integers(200, size=3000)
+    ids, users, items = np.arange(1, 201), users.astype(np.float32), items.astype(np.float32)
+    index = tfrs.layers.factorized_top_k.BruteForce(k=10)
+    index.index(tf.constant(items), tf.constant(ids))
+    metric = tfrs.metrics.FactorizedTopK(index, ks=(1, 5, 10))
+    metric.update_state(tf.constant(users), tf.constant(items[asked - 1]), tf.constant(asked)[:, None])
+    found = [float(value) for value in metric.result()]
+    relevant = asked[:, None]
+    _, theirs = index(tf.constant(users))
+    scores = np.concatenate([np.full((3000, 1), -np.inf), users @ items.T], axis=1)
+    ours = top_items(scores, 10)
+    for k, expected in zip((1, 5, 10), found, strict=True):
+        # On its own list, whose ties are in the order of the catalogue, to the digit; on ours, drawn, but for chance.
+        assert recall_at_k(theirs.numpy()[:, :k], relevant).mean() == pytest.approx(expected)
+        assert hit_rate(theirs.numpy()[:, :k], relevant).mean() == pytest.approx(expected)
+        assert hit_rate(ours[:, :k], relevant).mean() == pytest.approx(expected, abs=0.02)
+
+
 def test_relevant_rows_past_the_length_change_nothing():
     top = np.array([[1, 2, 3]])
     for metric in RANKING:

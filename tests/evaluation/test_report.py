@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ import polars as pl
 import pytest
 
 import tfmetarec as tmr
-from tfmetarec.evaluation import ColdStartTable
+from tfmetarec.evaluation import ColdStartTable, Examination, fairness_gap, slices, user_values
 from tfmetarec.evaluation import report as page
 from tfmetarec.evaluation.cold_start import summarized
+from tfmetarec.evaluation.cold_states import STATES
+from tfmetarec.evaluation.examination_report import examined, sliced
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -64,24 +67,77 @@ def test_gains_count_winners_and_losers_at_the_largest_k(table):
 
 
 def test_slices_name_the_worst_group_and_leave_small_ones_out(table):
-    users = pl.DataFrame(
-        {
-            "user_id": range(40),
-            "age": ["old"] * 10 + ["young"] * 30,
-            "town": [None] * 40,
-            "rare": [f"r{user // 5}" for user in range(40)],
-            "words": [["a"]] * 40,
-        }
+    groups = pl.DataFrame(
+        {"user_id": range(40), "feature": "age", "group": ["old"] * 10 + ["young"] * 25 + ["rare"] * 5}
     )
-    section = page.slices(table, users, "MAML", ["MAML"])
+    values = user_values(table, ["MAML", "popularity"], 1)
+    section = sliced(*slices(values, groups, against="popularity"), "MAML", "popularity", "recall@5", 1)
     (shown,) = section.tables
-    # The old ones, of whom all gain, have .6; of the young ones 20 gain and 10 lose: .5 + (20 - 10) * .1 / 30.
-    assert [row[:5] for row in shown.rows] == [
-        ["age", "old", "10", ".6000", ".5000"],
-        ["age", "young", "30", ".5333", ".5000"],
+    # The old ones, of whom all gain, have .6; of the young ones 20 gain and 5 lose: .5 + (20 - 5) * .1 / 25.
+    assert [row[:2] + row[3:] for row in shown.rows] == [
+        ["age old", "10", ".5000", "+.1000 *"],
+        ["age young", "25", ".5000", "+.0600 *"],
     ]
-    assert section.text[0] == "Worst group: age young, .5333 (30 users). Best: age old, .6000 (10 users)."
-    assert page.slices(table, None, "MAML", ["MAML"]).tables == ()
+    assert [row[2].split()[0] for row in shown.rows] == [".6000", ".5600"]
+    assert section.text[0].startswith("Worst slice of users: age young, recall@5 0.5600 [0.5")
+    assert section.text[1] == "Groups with fewer than 10 users are left out, 1 in all."
+    assert sliced(pl.DataFrame(), 1, "MAML", None, "recall@5", 1).tables == ()
+    alone = sliced(*slices(user_values(table, ["MAML"], 1), groups), "MAML", None, "recall@5", 1)
+    assert alone.tables[0].columns == ["users", "users", "MAML"]
+
+
+def examination(table):
+    """Made up: what a page of every part needs."""
+    names = ["popularity", "MAML"]
+    figures = {"novelty": 8.0, "diversity": 0.5, "coverage": 0.1, "gini": 0.9, "ece": 0.01, "brier": 0.2}
+    points = pl.DataFrame({"said": [0.1, 0.3], "happened": [0.1, 0.4], "rows": [5, 5]})
+    interval = {"mean": 0.4, "low": 0.3, "high": 0.5, "users": 40}
+    groups = pl.DataFrame({"user_id": range(40), "feature": "age", "group": ["old"] * 20 + ["young"] * 20})
+    users, few = slices(user_values(table, ["MAML", "popularity"], 1), groups, against="popularity")
+    items = users.with_columns(feature=pl.lit("category of a rather long name"), group="group" + pl.lit("s " * 20))
+    values = user_values(table, ["MAML"], 1)
+    return Examination(
+        pl.DataFrame([{"learner": name, **figures} for name in names]).select("learner", *figures),
+        pl.concat([points.select(pl.lit(name).alias("learner"), pl.all()) for name in names]),
+        users,
+        items,
+        pl.DataFrame([gap._asdict() for gap in fairness_gap(values, groups)]),
+        pl.DataFrame(
+            [{"learner": "MAML", "steps": s, "K": k, "metric": "recall@5", **interval} for s in (0, 2) for k in (1, 4)]
+        ),
+        pl.DataFrame(
+            [
+                {"state": state, "learner": name, "K": 1, "metric": metric, **interval, "mean": 0.4 + 0.1 * i}
+                for state in STATES
+                for i, name in enumerate(names)
+                for metric in ("recall@5", "ndcg@5")
+            ]
+        ),
+        {
+            "K": 1, "metric": "recall@5", "item_metric": "recall@5", "learner": "MAML", "floor": "popularity",
+            "few_users": few, "few_items": 3, "positive_rating": None,
+        },
+    )  # fmt: skip
+
+
+def test_a_section_for_each_part_of_an_examination(table):
+    sections = {section.title: section for section in examined(examination(table), ["MAML"])}
+    states = sections["Known and new, users and items"].tables[0]
+    assert states.columns == ["", "warm", "user cold", "item cold", "both cold"]
+    assert states.rows == [["popularity", *[".4000"] * 4], ["MAML", *[".5000"] * 4]]
+    assert states.bold == {(1, 1), (1, 2), (1, 3), (1, 4)}
+    assert states.caption == "recall@5 at K=1; users: warm 40, user cold 40, item cold 40, both cold 40"
+    assert sections["Groups of users"].text[-1].startswith("Gap by age: young is 0.1 [")
+    assert sections["What lists are like"].tables[0].rows[1] == ["MAML", "8.0000", ".5000", ".1000", ".9000"]
+    assert sections["What a score is worth"].tables[0].columns == ["", "ECE", "Brier"]
+    drawn = [name for section in sections.values() for name in section.drawings]
+    assert drawn == ["states", "steps", "slices-users", "slices-items", "reliability"]
+
+
+def test_parts_that_were_not_found_have_no_section(table):
+    found = replace(examination(table), states=pl.DataFrame(), steps=pl.DataFrame(), reliability=pl.DataFrame())
+    drawn = [name for section in examined(found, ["MAML"]) for name in section.drawings]
+    assert drawn == ["slices-users", "slices-items"]
 
 
 def test_runs_side_by_side_have_the_best_of_both_in_bold(table):
@@ -131,6 +187,7 @@ def written(table, tmp_path_factory):
     sections = [
         page.headline(table, ["MAML"]),
         page.gains(table, "MAML", ["MAML"]),
+        *examined(examination(table), ["MAML"]),
         page.training(histories),
         page.Section("Nothing"),
         page.Section("<b>Marks</b>", ["5 < 6 & <script>"], [long]),
@@ -144,6 +201,11 @@ def test_the_page_is_one_file_with_every_figure_and_no_address_elsewhere(written
     assert [file.name for file in written[1:]] == [
         "adaptation.svg",
         "gains.svg",
+        "states.svg",
+        "steps.svg",
+        "slices-users.svg",
+        "slices-items.svg",
+        "reliability.svg",
         "training-loss.svg",
         "training-val_ndcg.svg",
     ]
@@ -151,7 +213,7 @@ def test_the_page_is_one_file_with_every_figure_and_no_address_elsewhere(written
     assert re.findall('<figure id="([^"]+)"', text) == [file.stem for file in written[1:]]
     alternatives = re.findall('<svg role="img" aria-label="([^"]+)"', text)
     assert alternatives[1] == "At K=1, MAML is better than popularity for 75% of users and worse for 25%."
-    assert len(alternatives) == 4
+    assert len(alternatives) == 9
     assert not re.findall(r'(?:src|href)="https?:', text)
     assert "<h2>Nothing</h2>" not in text
     assert "5 &lt; 6 &amp; &lt;script&gt;" in text
@@ -171,7 +233,7 @@ def test_a_browser_shows_every_figure_and_nothing_sticks_out(written, width, tmp
       document.title = `${wide} ${shown.length} ${innerWidth}`; });</script>"""
     copy = tmp_path / "page.html"
     # Chromium has no windows narrower than 500 pixels: a frame is as narrow as one likes.
-    frame = f'<iframe src="page.html" style="width:{width}px;height:4000px;border:0"></iframe>'
+    frame = f'<iframe src="page.html" style="width:{width}px;height:9000px;border:0"></iframe>'
     copy.write_text(written[0].read_text().replace("</body>", probe + "</body>"))
     outer = tmp_path / "outer.html"
     told = "<script>setTimeout(() => { document.body.dataset.told = frames[0].document.title; }, 1500);</script>"
@@ -185,11 +247,11 @@ def test_a_browser_shows_every_figure_and_nothing_sticks_out(written, width, tmp
     ]
     profile = f"--user-data-dir={tmp_path / 'profile'}"
     shot = tmp_path / "page.png"
-    command = [str(CHROMIUM), *flags, profile, "--window-size=1400,4000"]
+    command = [str(CHROMIUM), *flags, profile, "--window-size=1400,9000"]
     subprocess.run([*command, f"--screenshot={shot}", outer.as_uri()], check=True, capture_output=True, timeout=120)
     assert shot.stat().st_size > 20_000
     ran = subprocess.run(
         [*command, "--dump-dom", outer.as_uri()], check=True, capture_output=True, text=True, timeout=120
     )
     (found,) = re.findall('data-told="([^"]+)"', ran.stdout)
-    assert found == f"0 4 {width}"
+    assert found == f"0 9 {width}"

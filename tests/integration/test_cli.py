@@ -105,6 +105,47 @@ def test_evaluate_prints_the_table_and_writes_what_it_shows(run: Path) -> None:
     shown = next(r for r in rows if (r["learner"], r["K"], r["metric"]) == ("MAML", 5, "recall@10"))
     assert f"{shown['mean']:.4f}".replace("0.", ".", 1) in printed
     assert pl.read_parquet(run / "predictions.parquet").height == pl.read_parquet(run / "users.parquet").height
+    for word in ("Beyond the mean, K=5", "coverage", "novelty", "ECE", "Worst slice of items"):
+        assert word in printed
+    said = json.loads((run / "examination" / "about.json").read_text())["said"]
+    assert all(sentence in printed for sentence in said)
+
+
+def test_any_two_learners_are_compared_in_words(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    told = said(
+        "evaluate", "run", "--compare", "MAML", "EASE", monkeypatch=monkeypatch, capsys=capsys, where=run.parent
+    )
+    lines = told.splitlines()
+    assert lines[0] == "recall@10"
+    assert [line.split(":")[0] for line in lines[1:]] == ["K=0", "K=5"]
+    assert "MAML" in lines[2]
+    assert "EASE" in lines[2]
+    assert "Beyond the mean" not in told  # It was judged before.
+    unknown = ["evaluate", "run", "--compare", "MAML", "ESE"]
+    told = said(*unknown, monkeypatch=monkeypatch, capsys=capsys, where=run.parent, code=1)
+    assert "`compare` must name learners of the table; did you mean 'EASE'? Received: 'ESE'" in told
+
+
+def test_items_held_out_too_make_the_four_states(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    settings = ["split.cold_item_share=0.2", "training.epochs=1", "meta.rival=null", "evaluation.adaptation_steps=[]"]
+    # Of ten items of a user, two or so are held out.
+    settings += ["evaluation.query=2", "evaluation.shots=[0,2]", "data.options.interactions_per_user=10"]
+    given = [part for setting in settings for part in ("--set", setting)]
+    tools = {"monkeypatch": monkeypatch, "capsys": capsys, "where": tmp_path}
+    said("train", "small.yaml", "--run", "r", *given, **tools)
+    printed = said("evaluate", "r", **tools)
+    assert "recall@10 in the four states, K=2" in printed
+    for state in ("warm", "user cold", "item cold", "both cold"):
+        assert state in printed
+    said("report", "r", **tools)
+    text = (tmp_path / "r" / "report.html").read_text()
+    assert '<figure id="states"' in text
+    assert '<figure id="steps"' not in text
 
 
 def test_a_report_is_made_of_a_run_that_was_judged(
@@ -113,7 +154,10 @@ def test_a_report_is_made_of_a_run_that_was_judged(
     printed = said("report", "run", monkeypatch=monkeypatch, capsys=capsys, where=run.parent)
     assert "Report: run/report.html" in printed
     text = (run / "report.html").read_text()
-    for heading in ("Users never seen", "Who wins, who loses", "Training", "One user", "Similar items"):
+    for heading in (
+        "Users never seen", "Who wins, who loses", "Steps of adaptation", "Groups of users", "Groups of items",
+        "What lists are like", "What a score is worth", "Training", "One user", "Similar items",
+    ):  # fmt: skip
         assert f"<h2>{heading}</h2>" in text
     rows = json.loads((run / "metrics.json").read_text())["rows"]
     shown = next(r for r in rows if (r["learner"], r["K"], r["metric"]) == ("MAML", 5, "recall@10"))

@@ -10,6 +10,7 @@ from tfmetarec.data.splits import (
     by_time,
     cold_items,
     cold_users,
+    every_state,
     four_states,
     published_states,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "by_time",
     "cold_items",
     "cold_users",
+    "every_state",
     "four_states",
     "load",
     "published_states",

@@ -177,6 +177,79 @@ def four_states(
     return Split(_parts(interactions, rows), seed)
 
 
+def every_state(
+    interactions: Interactions,
+    *,
+    test_share: float = 0.2,
+    validation_share: float = 0.1,
+    item_share: float = 0.1,
+    warm_rows: int = 10,
+    min_item_users: int = 1,
+    seed: int = 0,
+) -> Split:
+    """`cold_users` with the same users in each part, and something held out for the other three states.
+
+    A share of the items is met by nobody in `train`, `validation` and `test`: what test users did with them is
+    `both_cold`, and what training users did `item_cold`. Of as many training users as there are test users, the last
+    `warm_rows` other items are `warm`: known users, known items, a future that was not trained on.
+
+    Args:
+        interactions: `Interactions`.
+        test_share: float in (0, 1), of the users. Defaults to 0.2.
+        validation_share: float in [0, 1), of the users; 0 makes no part `validation`. Defaults to 0.1.
+        item_share: float in (0, 1), of the items that `min_item_users` users met. Defaults to 0.1.
+        warm_rows: int, at least 1. Items of a user that are held out for `warm`; users with fewer than twice as many
+            keep all of theirs. The last ones in time, or any where there are no timestamps. Defaults to 10.
+        min_item_users: int, at least 1. Items of fewer users are not drawn. Defaults to 1.
+        seed: int, at least 0. Equal seeds give equal parts.
+
+    Raises:
+        DataError: if a share, a number or the seed is out of range, or a part would be empty.
+    """
+    _check_test_and_validation(test_share, validation_share)
+    _check_share("item_share", item_share)
+    for name, value in (("warm_rows", warm_rows), ("min_item_users", min_item_users)):
+        if value < 1:
+            raise DataError(f"`{name}` must be at least 1. Received: {name}={value}")
+    rng, table = _generator(seed), interactions.table
+    (test, validation), train = _draw(rng, table["user_id"], [test_share, validation_share])
+    met = table.group_by("item_id").agg(pl.col("user_id").n_unique().alias("n"))
+    (new,), _ = _draw(rng, met.filter(pl.col("n") >= min_item_users)["item_id"], [item_share])
+    (watched,), _ = _draw(rng, train, [min(1.0, len(test) / len(train))])
+    is_new = table["item_id"].is_in(new.implode())
+    of = {
+        name: table["user_id"].is_in(ids.implode())
+        for name, ids in (("train", train), ("validation", validation), ("test", test), ("watched", watched))
+    }
+    pair = ["user_id", "item_id"]
+    pairs = table.with_columns(keep=of["watched"] & ~is_new).filter("keep").unique(pair, keep="first").sort(pair)
+    pairs = pairs.with_columns(lottery=pl.Series(rng.random(pairs.height)))
+    if "timestamp" in table.columns:  # What was met before is not what comes next.
+        first = table.group_by(pair).agg(pl.col("timestamp").min().alias("first"))
+        pairs = pairs.join(first, on=pair, how="left", maintain_order="left").sort("first", "lottery")
+    else:
+        pairs = pairs.sort("lottery")
+    pairs = pairs.filter(pl.len().over("user_id") >= 2 * warm_rows)
+    last = pairs.filter(pl.int_range(pl.len()).over("user_id") >= pl.len().over("user_id") - warm_rows)
+    is_warm = table.select(pair).join(
+        last.select(*pair, pl.lit(True).alias("warm")), on=pair, how="left", maintain_order="left"
+    )["warm"]
+    is_warm = is_warm.fill_null(False)
+    rows = {"train": of["train"] & ~is_new & ~is_warm}
+    if validation_share:
+        rows["validation"] = of["validation"] & ~is_new
+    rows |= {
+        "test": of["test"] & ~is_new,
+        "warm": is_warm,
+        "item_cold": of["train"] & is_new,
+        "both_cold": of["test"] & is_new,
+    }
+    notes = [f"{len(new):,} items were held out of training."]
+    if without := int((of["validation"] & is_new).sum()):
+        notes.append(f"Rows of validation users with items held out, {without:,} in all, were left out.")
+    return Split(_parts(interactions, rows), seed, tuple(notes))
+
+
 def by_time(interactions: Interactions, *, validation_share: float = 0.1, test_share: float = 0.1) -> Split:
     """Cuts at two points in time: `train` ends before `validation` begins, and that before `test`.
 

@@ -89,7 +89,7 @@ def bootstrap_mean(values: np.ndarray, *, samples: int = 1000, confidence: float
     (0.5, 0.0, 1.0)
     """
     values = _per_user("values", values)
-    low, high = _interval(_resampled_means(values, samples, seed), confidence)
+    low, high = _interval(resampled_means(values, samples, seed), confidence)
     return Interval(float(values.mean()), low, high)
 
 
@@ -122,14 +122,14 @@ def paired_bootstrap(
     a, b = _per_user("a", a), _per_user("b", b)
     if a.shape != b.shape:
         raise ValueError(f"`a` and `b` must have one value each for the same users. Received: {len(a)} and {len(b)}")
-    means = _resampled_means(a - b, samples, seed)
+    means = resampled_means(a - b, samples, seed)
     low, high = _interval(means, confidence)
     smaller = min((means <= 0).sum(), (means >= 0).sum())
     p_value = min(1.0, 2 * (smaller + 1) / (samples + 1))
     return Difference(float((a - b).mean()), low, high, float(p_value))
 
 
-def _resampled_means(values: np.ndarray, samples: int, seed: int) -> np.ndarray:
+def resampled_means(values: np.ndarray, samples: int, seed: int) -> np.ndarray:
     """The means `(samples,)` of as many draws of T users with replacement."""
     if samples < 1:
         raise ValueError(f"`samples` must be at least 1. Received: samples={samples}")

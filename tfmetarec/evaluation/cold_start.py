@@ -12,7 +12,8 @@ from tfmetarec.data.interactions import Interactions
 from tfmetarec.data.vocabulary import Vocabulary
 from tfmetarec.data.whole_file import write_whole
 from tfmetarec.evaluation import metrics
-from tfmetarec.evaluation.bootstrap import Difference, bootstrap_mean, paired_bootstrap
+from tfmetarec.evaluation.bootstrap import Difference, Interval, bootstrap_mean, paired_bootstrap
+from tfmetarec.evaluation.lists import class_vectors, diversity, novelty
 from tfmetarec.models.baselines import Baseline, Ratings, floors
 from tfmetarec.tasks.episode import Features, Support
 from tfmetarec.tasks.table import TaskTable
@@ -20,6 +21,7 @@ from tfmetarec.tasks.table import TaskTable
 HEADLINE = {"implicit": "recall", "explicit": "mae"}
 LOWER_IS_BETTER = ("mae", "rmse")
 METRICS = {"implicit": ("recall", "ndcg", "hit_rate", "mrr"), "explicit": ("mae", "rmse", "ndcg")}
+_NOTHING = Interval(np.nan, np.nan, np.nan)
 _BATCH = 128  # Users at once: their scores over the whole catalogue are the largest array here.
 
 
@@ -51,6 +53,8 @@ class ColdStartTable:
         feedback: "implicit" or "explicit".
         notes: one sentence for each thing left out.
         confidence: of the intervals.
+        predictions: if they were asked for, one row per learner, K and user with lists: the items recommended, their
+            scores and what was relevant, or the items asked for, their scores, predicted ratings and labels.
     """
 
     summary: pl.DataFrame
@@ -58,6 +62,7 @@ class ColdStartTable:
     feedback: str
     notes: tuple[str, ...] = ()
     confidence: float = 0.95
+    predictions: pl.DataFrame | None = None
 
     def pivot(self, metric: str | None = None) -> pl.DataFrame:
         """Learners down, K across: the means of one metric (the headline one if `None`)."""
@@ -115,7 +120,7 @@ def cold_start(
     top_k: int = 20,
     order: str | None = None,
     confidence: float = 0.95,
-    predictions: str | Path | None = None,
+    predictions: str | Path | bool = False,
     progress: Callable[[str, int], None] | None = None,
     seed: int = 0,
 ) -> ColdStartTable:
@@ -123,8 +128,9 @@ def cold_start(
 
     Of every user, the first `max(shots)` interactions can be support and the `query` ones after them are what
     is judged, the same for every K and every recommender. With implicit feedback the whole catalogue less the
-    support is ranked (recall, nDCG, hit rate and MRR of the `top_k`); with explicit feedback the ratings of
-    the query are predicted (MAE and RMSE, clipped to the range of ratings, and nDCG@5). Users with fewer than
+    support is ranked (recall, nDCG, hit rate and MRR of the `top_k`, and what the list is like besides: `novelty`
+    and, where items have categories, `diversity`); with explicit feedback the ratings of the query are predicted
+    (MAE and RMSE, clipped to the range of ratings, and nDCG@5). Users with fewer than
     `max(shots) + query` interactions are counted in `notes` and left out. At a small K the items between the
     support and the query can be recommended and count as misses, so that part of the rise with K is theirs: it
     shows in popularity too, and comparisons belong within one K.
@@ -139,7 +145,8 @@ def cold_start(
         top_k: int, at least 1. Length of the recommended list.
         order: "time" or "random": which interactions come first. Defaults to time where there are timestamps.
         confidence: float in (0, 1), of the intervals.
-        predictions: Parquet file for every single prediction, from which the metrics can be computed again.
+        predictions: whether the table keeps every single prediction, from which the metrics can be computed again;
+            a path keeps them and writes them to that Parquet file.
         progress: called with a recommender's name and K before each is judged.
         seed: int: of the order, of ties, of floors and of the bootstrap.
 
@@ -172,6 +179,7 @@ def cold_start(
         if same := sorted(set(fitted) & set(named)):
             raise ValueError(f"`recommenders` must not be called like a floor. Received: {same[0]!r}")
         named = {**fitted, **named}
+    judge = RankingJudge(vocabulary, top_k, seed) if feedback == "implicit" else RatingJudge(vocabulary, seed)
     kept: list[pl.DataFrame] = []
     written: list[pl.DataFrame] = []
     for name, recommender in named.items():
@@ -180,18 +188,18 @@ def cold_start(
                 progress(name, k)
             for users, question in questions(table, slots, k, max(shots)):
                 scores = _scores(name, recommender, question, table, vocabulary)
-                judge = _judge_ranking if feedback == "implicit" else _judge_ratings
-                figures, rows = judge(scores, question, table, vocabulary, top_k, seed)
+                figures, rows = judge(scores, question, table)
                 ids = {"learner": name, "K": k, "user_id": users}
                 kept.append(pl.DataFrame({**ids, **figures}))
-                if predictions is not None:
-                    written.append(pl.DataFrame({**ids, **rows}))
-    if predictions is not None:
+                if predictions:
+                    written.append(pl.DataFrame({**ids, **{column: _lists(value) for column, value in rows.items()}}))
+    every = pl.concat(written) if written else None
+    if every is not None and not isinstance(predictions, bool):
         Path(predictions).parent.mkdir(parents=True, exist_ok=True)
         with write_whole(predictions) as writing:
-            pl.concat(written).write_parquet(writing)
+            every.write_parquet(writing)
     per_user = pl.concat(kept)
-    return ColdStartTable(summarized(per_user, confidence, seed), per_user, feedback, notes, confidence)
+    return ColdStartTable(summarized(per_user, confidence, seed), per_user, feedback, notes, confidence, every)
 
 
 def fitted_floors(train: Interactions, vocabulary: Vocabulary, *, seed: int = 0) -> dict[str, Recommender]:
@@ -252,43 +260,79 @@ def _scores(
     return scores
 
 
-def _judge_ranking(
-    scores: np.ndarray, question: Question, table: TaskTable, vocabulary: Vocabulary, top_k: int, seed: int
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    top = metrics.top_items(scores, top_k, exclude=table.item[question.seen], seed=seed)
-    relevant = table.item[question.query]
-    figures = {
-        f"recall@{top_k}": metrics.recall_at_k(top, relevant),
-        f"ndcg@{top_k}": metrics.ndcg_at_k(top, relevant),
-        f"hit_rate@{top_k}": metrics.hit_rate(top, relevant),
-        f"mrr@{top_k}": metrics.mrr(top, relevant),
-    }
-    rows = {
-        "item_id": [vocabulary.item_ids[row].tolist() for row in top],
-        "score": np.take_along_axis(scores, top, axis=1).tolist(),
-        "relevant": [vocabulary.item_ids[row].tolist() for row in relevant],
-    }
-    return figures, rows
+class RankingJudge:
+    """What the list that scores `(T, I)` of the catalogue make is worth, and what it is like.
+
+    Args:
+        vocabulary: of the catalogue.
+        top_k: int. Length of the list.
+        seed: int, of the ties.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, top_k: int, seed: int):
+        self.ids, self.top_k, self.seed = vocabulary.item_ids, top_k, seed
+        self.share = np.exp(vocabulary.catalogue["item_level"].astype(np.float64))  # Of training users.
+        self.classes = class_vectors(vocabulary) if top_k > 1 else None
+
+    def __call__(
+        self, scores: np.ndarray, question: Question, table: TaskTable
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Figures `(T,)` by metric, and arrays `(T, ...)` from which they can be computed again."""
+        top = metrics.top_items(scores, self.top_k, exclude=table.item[question.seen], seed=self.seed)
+        relevant = table.item[question.query]
+        figures = {
+            "recall": metrics.recall_at_k(top, relevant),
+            "ndcg": metrics.ndcg_at_k(top, relevant),
+            "hit_rate": metrics.hit_rate(top, relevant),
+            "mrr": metrics.mrr(top, relevant),
+            "novelty": novelty(top, self.share),
+        }
+        if self.classes is not None:
+            figures["diversity"] = diversity(top, self.classes)
+        rows = {
+            "item_id": self.ids[top],
+            "score": np.take_along_axis(scores, top, axis=1),
+            "relevant": self.ids[relevant],
+        }
+        return {f"{name}@{self.top_k}": figure for name, figure in figures.items()}, rows
 
 
-def _judge_ratings(
-    predicted: np.ndarray, question: Question, table: TaskTable, vocabulary: Vocabulary, top_k: int, seed: int
-) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    labels = table.label[question.query]
-    clipped = np.clip(predicted, *vocabulary.label_range)
-    figures = {
-        "mae": metrics.mae(labels, clipped),
-        "rmse": metrics.rmse(labels, clipped),
-        "ndcg@5": metrics.rating_ndcg_at_k(labels, predicted, k=min(5, labels.shape[1]), seed=seed),
-    }
-    ids = table.items.ids
-    rows = {
-        "item_id": [ids[row].to_list() for row in table.item[question.query]],
-        "score": predicted.tolist(),  # nDCG orders by it.
-        "rating": clipped.tolist(),  # MAE and RMSE judge it.
-        "label": labels.tolist(),
-    }
-    return figures, rows
+class RatingJudge:
+    """How far predictions `(T, Q)` are from the ratings of the query, and whether they order it well.
+
+    Args:
+        vocabulary: with the range of ratings.
+        seed: int, of the ties.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, seed: int):
+        self.range, self.seed = vocabulary.label_range, seed
+
+    def __call__(
+        self, predicted: np.ndarray, question: Question, table: TaskTable
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Figures `(T,)` by metric, and arrays `(T, ...)` from which they can be computed again."""
+        labels = table.label[question.query]
+        clipped = np.clip(predicted, *self.range)
+        figures = {
+            "mae": metrics.mae(labels, clipped),
+            "rmse": metrics.rmse(labels, clipped),
+            "ndcg@5": metrics.rating_ndcg_at_k(labels, predicted, k=min(5, labels.shape[1]), seed=self.seed),
+        }
+        rows = {
+            "item_id": table.items.ids.to_numpy()[table.item[question.query]],
+            "score": predicted,  # nDCG orders by it.
+            "rating": clipped,  # MAE and RMSE judge it.
+            "label": labels,
+        }
+        return figures, rows
+
+
+def _lists(values: np.ndarray) -> pl.Series:
+    """A list for each row of `(T, n)`."""
+    flat = values.ravel()
+    series = pl.Series(flat.tolist() if flat.dtype == object else flat)
+    return series.reshape(values.shape).arr.to_list() if values.size else pl.Series([[]] * len(values))
 
 
 def summarized(per_user: pl.DataFrame, confidence: float, seed: int) -> pl.DataFrame:
@@ -297,9 +341,11 @@ def summarized(per_user: pl.DataFrame, confidence: float, seed: int) -> pl.DataF
     rows = []
     for (learner, k), group in per_user.group_by("learner", "K", maintain_order=True):
         for metric in names:
-            interval = bootstrap_mean(group[metric].to_numpy(), confidence=confidence, seed=seed)
+            # Of an empty list there is nothing to say; a metric that needs one item has no such users.
+            values = group[metric].drop_nans().to_numpy()
+            interval = bootstrap_mean(values, confidence=confidence, seed=seed) if len(values) else _NOTHING
             figures = {"mean": interval.mean, "low": interval.low, "high": interval.high}
-            rows.append({"learner": learner, "K": k, "metric": metric, **figures, "users": group.height})
+            rows.append({"learner": learner, "K": k, "metric": metric, **figures, "users": len(values)})
     return pl.DataFrame(rows)
 
 

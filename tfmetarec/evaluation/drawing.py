@@ -12,6 +12,7 @@ from tfmetarec.data.whole_file import write_whole
 # Okabe and Ito's colours, https://doi.org/10.1038/nmeth.1618: the first is for what a figure is about.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#888888"
+_LONGEST = 34  # Name beside a bar, in letters.
 _INK = "#123457"  # Whatever is drawn in it takes the colour of the page's text.
 _STYLE = {
     "svg.fonttype": "none",  # Text stays text: it can be read aloud, searched and scaled.
@@ -153,26 +154,36 @@ def histogram(alt: str, values: np.ndarray, labels: tuple[str, str, str], bins: 
 
 
 def bars(
-    alt: str, names: Sequence[str], values: Mapping[str, Sequence[float]], labels: tuple[str, str, str]
+    alt: str,
+    names: Sequence[str],
+    values: Mapping[str, Sequence[float]],
+    labels: tuple[str, str, str],
+    *,
+    intervals: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
 ) -> Drawing:
     """Bars side by side for each of the names, from the top down.
 
     Args:
         alt: what the figure shows.
-        names: of the groups.
+        names: of the groups; long ones are cut.
         values: series -> one value a group.
         labels: title, x and y.
+        intervals: series -> lower and upper ends of intervals.
     """
     drawing = Drawing(alt, height=1.1 + 0.26 * len(names) * max(len(values), 1))
     height = 0.8 / max(len(values), 1)
     places = np.arange(len(names))
     for number, (series, row) in enumerate(values.items()):
-        colour = COLOURS[0] if number == 0 else GREY if number == 1 else COLOURS[number % len(COLOURS)]
+        colour = COLOURS[0] if number == 0 else GREY if number == 1 else COLOURS[(number - 1) % len(COLOURS)]
         drawing.axes.barh(places + number * height, row, height=0.92 * height, color=colour, label=series)
-    drawing.axes.set_yticks(places + 0.4 - height / 2, labels=list(names))
-    drawing.axes.invert_yaxis()
+        if intervals is not None and series in intervals:
+            low, high = (np.asarray(end, float) for end in intervals[series])
+            drawing.axes.hlines(places + number * height, low, high, color=_INK, lw=1.2)
+    short = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names]
+    drawing.axes.set_yticks(places + 0.4 - height / 2, labels=short)
+    drawing.axes.set_ylim(len(names) - 0.3, -0.7)  # From the top down, no wider apart for being many.
     if len(values) > 1:
-        drawing.legend(beside=True)
+        drawing.axes.legend(frameon=False, fontsize=8, labelcolor=_INK, loc="upper left", bbox_to_anchor=(1.01, 1))
     drawing.label(*labels)
     return drawing
 

@@ -326,7 +326,9 @@ def _hits(top: np.ndarray, relevant: np.ndarray, relevant_length: np.ndarray | N
     # everything would take T k Q.
     width = int(max(top.max(initial=0), rows.max(initial=0))) + 1  # A Python int: the product needs 64 bits.
     known = np.unique((task * width + rows)[rows > 0])
-    hits = np.isin(np.arange(n_tasks)[:, None] * width + top, known)
+    wanted = np.arange(n_tasks)[:, None] * width + top
+    place = np.searchsorted(known, wanted)  # `isin` would sort all lists anew.
+    hits = np.append(known, -1)[place] == wanted
     unknown = np.bincount(task[rows == 0], minlength=n_tasks)
     return hits, np.bincount(known // width, minlength=n_tasks) + unknown
 

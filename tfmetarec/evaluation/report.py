@@ -4,7 +4,6 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,14 +12,11 @@ from tfmetarec.data.interactions import Interactions
 from tfmetarec.data.vocabulary import Vocabulary
 from tfmetarec.data.whole_file import write_whole
 from tfmetarec.evaluation import metrics
-from tfmetarec.evaluation.bootstrap import paired_bootstrap
 from tfmetarec.evaluation.cold_start import LOWER_IS_BETTER, ColdStartTable, Recommender, questions
-from tfmetarec.evaluation.drawing import Drawing, bars, histogram, lines, plain, save_all
+from tfmetarec.evaluation.drawing import Drawing, histogram, lines, plain, save_all
 from tfmetarec.tasks.table import TaskTable
 
 TEMPLATE = Path(__file__).with_name("report.html.template")
-_MOST_GROUPS = 6  # Of a feature with more values the largest are shown.
-_LEAST_USERS = 10  # Smaller groups say nothing.
 
 
 @dataclass
@@ -192,79 +188,6 @@ def gains(table: ColdStartTable, learner: str, learners: Sequence[str], metric: 
     told = f"At K={k}, {learner} is better than {floor} for {won:.0%} of users and worse for {lost:.0%}."
     labels = (f"Gain over {floor}, K={k}", f"{metric}, to the right {learner} is better", "users")
     return Section("Who wins, who loses", [told], [], {"gains": histogram(told, gain, labels)})
-
-
-def slices(
-    table: ColdStartTable,
-    users: pl.DataFrame | None,
-    learner: str,
-    learners: Sequence[str],
-    metric: str | None = None,
-    *,
-    seed: int = 0,
-) -> Section:
-    """Groups of users by each of their features, beside the best floor, the worst group named.
-
-    Args:
-        table: of test users.
-        users: features by `user_id`; lists and long texts are left out.
-        learner: whose figures.
-        learners: names of all that are no floors.
-        metric: of the table; the headline one if `None`.
-        seed: int, of the intervals.
-    """
-    metric = table.metric_name(metric)
-    k = int(table.per_user["K"].max())  # type: ignore[arg-type]
-    floor = table.best_floor(k, learners, metric) if table.per_user["learner"].n_unique() > len(learners) else None
-    own = table.per_user.filter(pl.col("K") == k).select("learner", "user_id", metric)
-    found: list[list[Any]] = []
-    for feature, group, ids in _groups(users, own["user_id"].unique()):
-        part = own.filter(pl.col("user_id").is_in(ids.implode()))
-        mine = part.filter(pl.col("learner") == learner).sort("user_id")[metric].to_numpy()
-        other = part.filter(pl.col("learner") == floor).sort("user_id")[metric].to_numpy() if floor else mine
-        difference = paired_bootstrap(mine, other, seed=seed)
-        found.append([feature, group, len(mine), float(mine.mean()), float(other.mean()), difference])
-    if not found:
-        return Section("Groups of users")
-    by_figure = sorted(found, key=lambda row: row[3], reverse=metric in LOWER_IS_BETTER)
-    worst, best = by_figure[0], by_figure[-1]
-    told = [
-        f"Worst group: {worst[0]} {worst[1]}, {plain(worst[3])} ({worst[2]} users). "
-        f"Best: {best[0]} {best[1]}, {plain(best[3])} ({best[2]} users).",
-        f"Groups of fewer than {_LEAST_USERS} users are left out. A star: the interval of the difference leaves 0 out, "
-        "each group by itself.",
-    ]
-    rows = [
-        [row[0], row[1], str(row[2]), plain(row[3]), *([plain(row[4]), _signed(row[5])] if floor else [])]
-        for row in found
-    ]
-    columns = ["feature", "group", "users", learner, *([floor, "difference"] if floor else [])]
-    groups = [f"{row[0]} {row[1]}" for row in found]
-    values = {learner: [row[3] for row in found], **({floor: [row[4] for row in found]} if floor else {})}
-    drawing = bars(told[0], groups, values, (f"Groups of users, K={k}", metric, ""))
-    return Section("Groups of users", told, [TableOf(f"{metric} at K={k}", columns, rows)], {"slices": drawing})
-
-
-def _groups(users: pl.DataFrame | None, judged: pl.Series) -> list[tuple[str, str, pl.Series]]:
-    """Feature, value and the users who have it, for values that enough of the judged users have."""
-    found: list[tuple[str, str, pl.Series]] = []
-    if users is None:
-        return found
-    table = users.filter(pl.col("user_id").is_in(judged.implode()))
-    for feature in table.columns:
-        kind = table.schema[feature]
-        if feature == "user_id" or kind.is_nested() or table[feature].n_unique() > 50:
-            continue
-        counted = table.filter(pl.col(feature).is_not_null()).group_by(feature).agg(pl.col("user_id"))
-        sized = counted.with_columns(pl.col("user_id").list.len().alias("n")).filter(pl.col("n") >= _LEAST_USERS)
-        for value, ids, _ in sized.sort("n", descending=True).head(_MOST_GROUPS).sort(feature).iter_rows():
-            found.append((feature, str(value), pl.Series(ids)))
-    return found
-
-
-def _signed(difference: Any) -> str:
-    sign = "+" if difference.mean >= 0 else "-"
-    return f"{sign}{plain(abs(difference.mean))}{' *' if difference.significant else ''}"
 
 
 def training(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Section:

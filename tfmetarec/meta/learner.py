@@ -76,6 +76,7 @@ class MetaLearner(keras.Model):
     """
 
     amortised = False  # Whether all of adapting is learned, so that it lowers no loss before training.
+    adaptation_steps: int | None = None  # Of learners that take steps; may be changed: a graph is traced for each.
     suits_xla = True  # Whether XLA makes what happens under tasks' own weights faster, where the model allows it.
 
     def __init__(
@@ -243,7 +244,7 @@ class MetaLearner(keras.Model):
     def _run_graph(self, function: Any, *inputs: Any) -> Any:
         """Runs `function` as a graph, traced once per kind of input: adapting op by op would be slow."""
         ranks = tuple(tensor.shape.rank for tensor in tf.nest.flatten(inputs) if tensor is not None)
-        key = (function.__name__, ranks)
+        key = (function.__name__, ranks, self.adaptation_steps if function == self._adapt else None)
         if key not in self._graphs:
             self._graphs[key] = tf.function(function, autograph=False, reduce_retracing=True)
         return self._graphs[key](*inputs)

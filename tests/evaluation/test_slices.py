@@ -1,0 +1,125 @@
+"""Groups and their figures, worked out by hand."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+import tfmetarec as tmr
+from tfmetarec.evaluation.slices import Gap, fairness_gap, item_groups, slices, user_groups, worst
+
+
+def shop(users=30):
+    """User u met the items 1..1 + u // 10; item 1 by all, item 2 by twenty, item 3 by ten."""
+    rows = [(user, item) for user in range(users) for item in range(1, 2 + user // 10)]
+    table = pl.DataFrame(rows, schema=["user_id", "item_id"], orient="row")
+    people = pl.DataFrame(
+        {
+            "user_id": range(users),
+            "age": ["old"] * 15 + ["young"] * (users - 15),
+            "same": ["x"] * users,
+            "height": [float(user * 1.1) for user in range(users)],
+            "name": [f"n{user}" for user in range(users)],
+        }
+    )
+    items = pl.DataFrame(
+        {"item_id": [1, 2, 3], "title": ["a", "b", "c"], "brand": ["A", "A", "B"], "tags": [["x", "y"], ["x"], ["y"]]}
+    )
+    return tmr.data.Interactions.from_frames(table, users=people, items=items, feedback="implicit", item_name="title")
+
+
+def test_users_are_grouped_by_activity_and_by_features_with_more_than_one_group():
+    groups = user_groups(shop())
+    sizes = groups.group_by("feature", "group", maintain_order=True).len()
+    found = {f: dict(part.select("group", "len").iter_rows()) for (f,), part in sizes.group_by("feature")}
+    assert found["activity"] == {"1 interactions": 10, "2 interactions": 10, "3 interactions": 10}
+    assert found["age"] == {"old": 15, "young": 15}
+    assert "same" not in found
+    many = user_groups(shop(60))
+    assert set(many["feature"]) == {"activity", "age"}  # Of sixty values are only numbers and names.
+
+
+def test_items_are_grouped_by_popularity_category_and_each_entry_of_a_list():
+    data = shop()
+    groups = item_groups(tmr.data.Vocabulary.fit(data), data, popularity=2)
+    found = {(f, g): sorted(part["item_id"].to_list()) for (f, g), part in groups.group_by("feature", "group")}
+    assert found == {
+        ("popularity", "10 to 20 users"): [2, 3],
+        ("popularity", "30 users"): [1],
+        ("brand", "A"): [1, 2],
+        ("brand", "B"): [3],
+        ("tags", "x"): [1, 2],
+        ("tags", "y"): [1, 3],
+    }
+
+
+def values(**learners):
+    return pl.concat(
+        [
+            pl.DataFrame({"user_id": np.arange(len(value)), "learner": name, "value": np.asarray(value, float)})
+            for name, value in learners.items()
+        ]
+    )
+
+
+GROUPS = pl.DataFrame({"user_id": range(30), "feature": "age", "group": ["old"] * 10 + ["young"] * 15 + ["rare"] * 5})
+
+
+def test_each_group_has_its_mean_and_difference_and_small_ones_are_counted():
+    mine, floor = [0.4] * 5 + [0.6] * 5 + [0.9] * 20, [0.5] * 30
+    found, few = slices(values(mine=mine, floor=floor), GROUPS, against="floor")
+    assert few == 1
+    rows = {(row["learner"], row["group"]): row for row in found.iter_rows(named=True)}
+    assert rows["mine", "old"]["users"] == 10
+    assert rows["mine", "old"]["mean"] == pytest.approx(0.5)
+    assert rows["mine", "old"]["difference_low"] < 0 < rows["mine", "old"]["difference_high"]
+    assert rows["mine", "young"]["difference"] == pytest.approx(0.4)
+    assert worst(found, "mine")["group"] == "old"
+    assert worst(found, "mine", lower_is_better=True)["group"] == "young"
+    assert slices(values(mine=mine[:3]), GROUPS)[0].is_empty()
+
+
+def test_of_items_each_user_counts_once():
+    pairs = pl.DataFrame(
+        {
+            "user_id": [0, 0, 0, *range(1, 11)],
+            "item_id": [1, 2, 3, *[1] * 10],
+            "learner": "mine",
+            "value": [1.0, 1.0, 0.0, *[0.0] * 10],
+        }
+    )
+    groups = pl.DataFrame({"item_id": [1, 2, 3], "feature": "brand", "group": ["A", "A", "B"]})
+    found, few = slices(pairs, groups)
+    assert few == 1  # Of brand B one user was asked.
+    assert found.row(0, named=True)["mean"] == pytest.approx(1 / 11)
+
+
+def test_the_gap_is_between_the_furthest_groups_and_its_p_value_knows_they_were_chosen():
+    generator = np.random.default_rng(0)
+    groups = pl.DataFrame({"user_id": range(90), "feature": "f", "group": ["a", "b", "c"] * 30})
+    value = np.tile([0.1, 0.2, 0.6], 30) + 0.01 * generator.normal(size=90)
+    (gap,) = fairness_gap(pl.DataFrame({"user_id": range(90), "value": value}), groups)
+    assert (gap.best, gap.worst) == ("c", "a")
+    assert gap.gap == pytest.approx(value[2::3].mean() - value[::3].mean())
+    assert gap.low < gap.gap < gap.high
+    assert gap.p_value == pytest.approx(1 / 1001)
+    (error,) = fairness_gap(pl.DataFrame({"user_id": range(90), "value": value}), groups, lower_is_better=True)
+    assert (error.best, error.worst) == ("a", "c")
+
+
+def test_groups_of_chance_are_seldom_called_a_gap():
+    generator = np.random.default_rng(1)
+    found = []
+    for seed in range(100):
+        groups = pl.DataFrame(
+            {"user_id": range(100), "feature": "f", "group": generator.permutation(["a", "b", "c", "d"] * 25)}
+        )
+        frame = pl.DataFrame({"user_id": range(100), "value": generator.normal(size=100)})
+        found.append(fairness_gap(frame, groups, samples=200, seed=seed)[0].p_value)
+    assert np.mean(np.array(found) < 0.05) < 0.12
+
+
+def test_one_group_has_no_gap():
+    frame = pl.DataFrame({"user_id": range(30), "value": np.arange(30.0)})
+    assert [gap.feature for gap in fairness_gap(frame, GROUPS)] == ["age"]
+    assert fairness_gap(frame, GROUPS.filter(pl.col("group") != "old")) == []
+    assert isinstance(fairness_gap(frame, GROUPS)[0], Gap)

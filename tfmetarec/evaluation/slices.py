@@ -1,0 +1,259 @@
+"""Groups of users and classes of items, each with its figure: where a learner is worst, and how far groups are apart.
+
+Groups are tables in long form: one row per user (or item), feature and group. A user may be in several groups of one
+feature, such as a list of interests; figures are means over users, each counting the same.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from tfmetarec.data.interactions import Interactions
+from tfmetarec.data.vocabulary import Vocabulary
+from tfmetarec.evaluation.bootstrap import bootstrap_mean, paired_bootstrap, resampled_means
+
+LEAST_USERS = 10
+"""Groups of fewer users say nothing."""
+_MOST_GROUPS = 6  # Of a feature with more values the largest are kept.
+_MOST_VALUES = 50  # A feature with more is a number or a name.
+
+
+class Gap(NamedTuple):
+    """The largest difference between the groups of one feature.
+
+    Attributes:
+        feature: str.
+        best: str. The group with the best figure.
+        worst: str. The group with the worst.
+        gap: float, at least 0. Their difference.
+        low: float. Lower end of the interval of the difference between these two groups.
+        high: float. Upper end.
+        p_value: float, above 0 and at most 1. How often groups of the same sizes, drawn at random, are as far apart;
+            this, unlike the interval, knows that the two groups were chosen for being the furthest.
+    """
+
+    feature: str
+    best: str
+    worst: str
+    gap: float
+    low: float
+    high: float
+    p_value: float
+
+    @property
+    def beyond_chance(self) -> bool:
+        """Whether groups drawn at random are seldom as far apart: p below .05."""
+        return self.p_value < 0.05
+
+    def verdict(self) -> str:
+        """The gap in words.
+
+        Example:
+        >>> Gap("age", "old", "young", 0.02, 0.01, 0.03, 0.002).verdict()
+        'age: young is 0.02 [0.01, 0.03] worse than old (p = 0.002)'
+        >>> Gap("age", "old", "young", 0.02, -0.01, 0.05, 0.4).verdict()
+        'age: no more than chance between young and old, 0.02 apart (p = 0.4)'
+        """
+        if self.beyond_chance:
+            interval = f"{self.gap:.3g} [{self.low:.3g}, {self.high:.3g}]"
+            return f"{self.feature}: {self.worst} is {interval} worse than {self.best} (p = {self.p_value:.2g})"
+        return (
+            f"{self.feature}: no more than chance between {self.worst} and {self.best}, {self.gap:.3g} apart "
+            f"(p = {self.p_value:.2g})"
+        )
+
+
+def user_groups(interactions: Interactions, *, activity: int = 3) -> pl.DataFrame:
+    """The groups of users: by how much they did, and by each of their features.
+
+    Args:
+        interactions: of the users to group, e.g. `split.test`.
+        activity: int, at least 2. Groups by the number of interactions, about equally large. Defaults to 3.
+
+    Returns:
+        `user_id`, `feature` and `group`. Numbers with many values, lists and free texts make no groups.
+    """
+    counts = interactions.table.group_by("user_id").len().sort("user_id")
+    names = _bands(counts["len"].to_numpy(), activity, "interactions")
+    found = [_long("user_id", counts["user_id"], "activity", names)]
+    if interactions.users is not None:
+        users = interactions.users.join(counts.select("user_id"), on="user_id", how="semi", maintain_order="left")
+        found += _features(users, "user_id", lists=False)
+    return pl.concat(found)
+
+
+def item_groups(vocabulary: Vocabulary, interactions: Interactions, *, popularity: int = 3) -> pl.DataFrame:
+    """The classes of items: by how many training users have them, and by each of their categories.
+
+    Args:
+        vocabulary: with the popularity of catalogue items.
+        interactions: with the features of items.
+        popularity: int, at least 2. Classes by popularity, each with about the same share of all interactions.
+            Defaults to 3.
+
+    Returns:
+        `item_id`, `feature` and `group`.
+    """
+    times, ids = vocabulary.popularity[1:], pl.Series("item_id", vocabulary.item_ids[1:].tolist())
+    # As many interactions in each class: a third of the items would be a tail that nobody asks for.
+    weighed = np.repeat(times, times)
+    found = [_long("item_id", ids, "popularity", _bands(times, popularity, "users", of=weighed))]
+    if interactions.items is not None:
+        items = interactions.items.filter(pl.col("item_id").is_in(ids.implode()))
+        found += _features(items.drop(interactions.schema.item_name or [], strict=False), "item_id", lists=True)
+    return pl.concat([part.cast({"item_id": ids.dtype}) for part in found])
+
+
+def slices(
+    values: pl.DataFrame,
+    groups: pl.DataFrame,
+    *,
+    against: str | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[pl.DataFrame, int]:
+    """The figure of every group with at least `LEAST_USERS` users.
+
+    Args:
+        values: `user_id`, `learner` and `value`; with `item_id` too, one row for each item that a user was asked for,
+            of which a user's mean over the items of a class counts once.
+        groups: of users, or of items if `values` has them.
+        against: a learner that each of the others is compared with, on the same users.
+        confidence: float in (0, 1), of the intervals.
+        seed: int, at least 0, of the bootstrap.
+
+    Returns:
+        One row per learner, feature and group: `users`, `mean`, `low`, `high` and, with `against`, `difference`,
+        `difference_low` and `difference_high`; and how many groups were left out for having too few users.
+    """
+    key = "item_id" if "item_id" in values.columns else "user_id"
+    joined = values.join(groups, on=key, how="inner")
+    mean = joined.group_by("learner", "feature", "group", "user_id").agg(pl.col("value").mean())
+    names = dict.fromkeys(values["learner"])
+    rows, few = [], 0
+    for (feature, group), part in mean.sort("user_id").group_by("feature", "group", maintain_order=True):
+        own = {name: part.filter(pl.col("learner") == name)["value"].to_numpy() for name in names}
+        if len(next(iter(own.values()))) < LEAST_USERS:
+            few += 1
+            continue
+        for name, value in own.items():
+            row = {"learner": name, "feature": feature, "group": group, "users": len(value)}
+            row |= bootstrap_mean(value, confidence=confidence, seed=seed)._asdict()
+            if against is not None:
+                difference = paired_bootstrap(value, own[against], confidence=confidence, seed=seed)
+                row |= {"difference": difference.mean}
+                row |= {"difference_low": difference.low, "difference_high": difference.high}
+            rows.append(row)
+    if not rows:
+        return pl.DataFrame(), few
+    places = groups.select("feature", "group").unique(maintain_order=True).with_row_index("place")
+    found = pl.DataFrame(rows).join(places, on=["feature", "group"], how="left", maintain_order="left")
+    return found.sort("place", maintain_order=True).drop("place"), few
+
+
+def worst(found: pl.DataFrame, learner: str, *, lower_is_better: bool = False) -> dict:
+    """The row of `slices` in which a learner is worst.
+
+    Args:
+        found: what `slices` returned, not empty.
+        learner: str.
+        lower_is_better: bool. Whether the figure is an error.
+    """
+    own = found.filter(pl.col("learner") == learner)
+    return own.sort("mean", descending=lower_is_better, maintain_order=True).row(0, named=True)
+
+
+def fairness_gap(
+    values: pl.DataFrame,
+    groups: pl.DataFrame,
+    *,
+    lower_is_better: bool = False,
+    samples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> list[Gap]:
+    """How far the groups of each feature are apart, the widest gap first.
+
+    Args:
+        values: `user_id` and `value`, of one learner.
+        groups: of users, as `user_groups` makes them.
+        lower_is_better: bool. Whether `value` is an error.
+        samples: int, at least 1. Draws, of users within their groups and of groups at random. Defaults to 1000.
+        confidence: float in (0, 1), of the intervals.
+        seed: int, at least 0.
+
+    Returns:
+        A `Gap` for each feature with two groups of at least `LEAST_USERS` users, none for the others.
+    """
+    joined = values.join(groups, on="user_id", how="inner").sort("user_id", "feature", "group")
+    gaps = []
+    for (feature,), part in joined.group_by("feature", maintain_order=True):
+        sized = part.filter(pl.len().over("group") >= LEAST_USERS)
+        if sized["group"].n_unique() < 2:
+            continue
+        names, of = np.unique(sized["group"].to_numpy().astype(str), return_inverse=True)
+        users, own = np.unique(sized["user_id"].rank("dense").to_numpy(), return_inverse=True)
+        value = np.zeros(len(users))
+        value[own] = sized["value"].to_numpy()
+        means = np.bincount(of, value[own]) / np.bincount(of)
+        first, last = int(means.argmin()), int(means.argmax())
+        two = [
+            resampled_means(value[own[of == number]], samples, seed + side) for side, number in enumerate((last, first))
+        ]
+        low, high = np.quantile(two[0] - two[1], [(1 - confidence) / 2, (1 + confidence) / 2])
+        gap = float(means[last] - means[first])
+        # Values dealt out anew keep how many are in each group, and break who is where.
+        generator, size = np.random.default_rng(seed), np.bincount(of)
+        dealt = (np.bincount(of, generator.permutation(value)[own]) / size for _ in range(samples))
+        as_far = sum(np.ptp(chance) >= gap - 1e-12 for chance in dealt)
+        p_value = (as_far + 1) / (samples + 1)
+        best, poorest = (first, last) if lower_is_better else (last, first)
+        gaps.append(
+            Gap(str(feature), str(names[best]), str(names[poorest]), gap, float(low), float(high), float(p_value))
+        )
+    return sorted(gaps, key=lambda gap: -gap.gap)
+
+
+def _bands(counts: np.ndarray, number: int, unit: str, of: np.ndarray | None = None) -> np.ndarray:
+    """For each count the name of its band, such as "12 to 30 users"; `of` is what is cut into equal parts."""
+    if number < 2:
+        raise ValueError(f"groups by number of {unit} must be at least 2. Received: {number}")
+    cuts = np.quantile(counts if of is None else of, np.linspace(0, 1, number + 1)[1:-1], method="higher")
+    band = np.searchsorted(np.unique(cuts), counts, side="right")
+    names = np.empty(len(counts), object)
+    for one in np.unique(band):
+        low, high = counts[band == one].min(), counts[band == one].max()
+        names[band == one] = f"{low:,} to {high:,} {unit}" if low < high else f"{low:,} {unit}"
+    return names
+
+
+def _long(key: str, ids: pl.Series, feature: str, names: np.ndarray) -> pl.DataFrame:
+    """Groups in the order of the numbers in their names."""
+    frame = pl.DataFrame({key: ids, "feature": feature, "group": names.tolist()})
+    number = pl.col("group").str.extract(r"^([\d,]+)").str.replace_all(",", "").cast(pl.Int64)
+    return frame.sort(number, maintain_order=True)
+
+
+def _features(table: pl.DataFrame, key: str, *, lists: bool) -> list[pl.DataFrame]:
+    """The largest groups of each feature, in alphabetical order; with `lists`, of each entry of a list too."""
+    found = []
+    for feature, kind in table.schema.items():
+        is_list = kind == pl.List(pl.String)
+        if feature == key or (kind.is_nested() and not (lists and is_list)):
+            continue
+        long = table.select(key, pl.lit(feature).alias("feature"), group=pl.col(feature))
+        long = long.explode("group").unique(maintain_order=True) if is_list else long
+        long = long.with_columns(pl.col("group").cast(pl.String)).filter(pl.col("group").is_not_null())
+        sizes = long["group"].value_counts().sort(["count", "group"], descending=[True, False])
+        many = sizes.height > _MOST_VALUES
+        if sizes.height < 2 or (many and (kind.is_numeric() or (not is_list and _hardly_repeats(sizes)))):
+            continue
+        kept = sizes["group"].head(_MOST_GROUPS)
+        found.append(long.filter(pl.col("group").is_in(kept.implode())).sort("group", maintain_order=True))
+    return found
+
+
+def _hardly_repeats(sizes: pl.DataFrame) -> bool:
+    """Whether a feature is a text or a name: most of its values come once."""
+    return bool((sizes["count"] == 1).mean() > 0.5)  # type: ignore[operator]
