@@ -155,10 +155,6 @@ def run_choices(options: report.Options, case: choices.Problem, console: Any) ->
 
     names = [name for name in choices.LEARNERS if name in (options.more["learners"] or choices.LEARNERS)]
     steps = QUICK_STEPS if options.quick else None
-    ablation = _file(options, case.name, 0, "ablation")
-    if not ablation.exists() and not options.quick:
-        with write_whole(ablation) as partial:
-            pl.DataFrame(choices.ablation(case, steps, say)).write_parquet(partial)
     frames = []
     for seed in range(options.seeds):
         file = _file(options, case.name, seed, "users")
@@ -170,6 +166,10 @@ def run_choices(options: report.Options, case: choices.Problem, console: Any) ->
             with write_whole(file) as partial:
                 made.write_parquet(partial)
         frames.append(pl.read_parquet(file))
+    ablation = _file(options, case.name, 0, "ablation")
+    if not ablation.exists() and not options.quick:
+        with write_whole(ablation) as partial:
+            pl.DataFrame(choices.ablation(case, steps, say)).write_parquet(partial)
     users = pl.concat(frames)
     tables = choices.summary(users)
     learners = [name for name in (*names, choices.MIXTURE) if name in users["learner"].unique().to_list()]

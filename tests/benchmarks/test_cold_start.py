@@ -21,14 +21,12 @@ def imported(name: str) -> ModuleType:
         return importlib.import_module(f"benchmarks.{name}")
 
 
-cold_start, choices, ratings, zero_shot = (
-    imported(name) for name in ("cold_start", "cold_start_choices", "cold_start_ratings", "zero_shot")
-)
+cold_start, choices, ratings = (imported(name) for name in ("cold_start", "cold_start_choices", "cold_start_ratings"))
 
 
 @pytest.fixture(scope="module")
 def purchases(tmp_path_factory):
-    made = tmr.data.load("synthetic", n_users=90, n_items=60, interactions_per_user=24, seed=0)
+    made = tmr.data.load("synthetic", n_users=90, n_items=120, interactions_per_user=24, seed=0)
     folder = tmp_path_factory.mktemp("own")
     made.table.drop("label", strict=False).write_csv(folder / "purchases.csv")
     made.items.write_csv(folder / "items.csv")
@@ -53,7 +51,9 @@ def test_the_protocol_of_purchases_is_that_of_the_whole_warm_part():
     assert sorted(set(support.length.tolist())) == list(choices.SHOTS)
 
 
-def test_a_mapping_of_ones_own_files_with_shorter_histories_runs_and_can_be_interrupted(purchases, tmp_path, monkeypatch):
+def test_a_mapping_of_ones_own_files_with_shorter_histories_runs_and_can_be_interrupted(
+    purchases, tmp_path, monkeypatch
+):
     out = tmp_path / "own.json"
     arguments = ["--quick", "--data", str(purchases), "--learners", "MAML", "--seeds", "2", "--out", str(out)]
     predictions = ["--predictions", str(tmp_path / "kept")]
@@ -81,11 +81,11 @@ def test_a_mapping_of_ones_own_files_with_shorter_histories_runs_and_can_be_inte
 
 
 def test_states_of_ratings_are_judged_by_means_and_medians(tmp_path):
-    case = ratings.problem(*[(split := zero_shot.made_up()).train, None][:1])
+    made_up = {"n_users": 150, "n_items": 150, "n_groups": 5, "interactions_per_user": 70, "feedback": "explicit"}
+    case = ratings.problem(tmr.data.load("synthetic", **made_up, seed=0))
     assert set(case.split.parts) == {"train", *ratings.STATES}
     train, cold = (set(case.split[part].table["user_id"].unique()) for part in ("train", "user_cold"))
     assert not train & cold
-    assert split.train.n_users >= case.split.train.n_users
     budget = ratings.Budget(2, True)
     names = ["Ridge on factors", "set encoder on factors"]
     chosen = ratings.choose(case, names, budget, print)
@@ -94,7 +94,11 @@ def test_states_of_ratings_are_judged_by_means_and_medians(tmp_path):
     rows = ratings.summary(made["users"])
     names = {row["learner"] for row in rows}
     assert {"global mean", "MF fold-in", "mixture", "mixture as medians", "item+user bias as medians"} <= names
-    one = made["predictions"].filter((pl.col("learner") == "global mean") & (pl.col("support") == "all")).row(0, named=True)
+    one = (
+        made["predictions"]
+        .filter((pl.col("learner") == "global mean") & (pl.col("support") == "all"))
+        .row(0, named=True)
+    )
     by_hand = np.abs(np.array(one["score"]) - np.array(one["label"])).mean()
     case_ = pl.col("user_id") == one["user_id"], pl.col("learner") == "global mean", pl.col("support") == "all"
     assert made["users"].filter(*case_, pl.col("state") == one["state"])["mae"][0] == pytest.approx(by_hand, abs=1e-5)
