@@ -77,7 +77,7 @@ def problem(interactions: Interactions, published: Split | None = None) -> Probl
         parts = {"user_cold" if name == "test" else name: part for name, part in split.parts.items()}
         split = Split(parts, split.seed, split.notes)
     dated = split.train.items is not None and "year" in split.train.items.columns
-    held = zero_shot.validation(split.train) if dated else tmr.data.four_states(split.train, item_share=0.1)
+    held = zero_shot.validation(split.train) if dated else tmr.data.four_states(split.train, item_share=0.25)
     return Problem(interactions.name, split, held)
 
 
@@ -131,6 +131,16 @@ def fitted(train: Interactions, vocabulary: Vocabulary, names: Any, budget: Budg
     return found
 
 
+def askable(split: Split, states: Any) -> list[str]:
+    """Those states in which somebody has as many ratings as the protocol asks for."""
+    fits = pl.col("len").is_between(zero_shot.FEWEST, MOST)
+    return [
+        state
+        for state in states
+        if state in split.parts and split[state].table.group_by("user_id").len().filter(fits).height
+    ]
+
+
 class Chosen(NamedTuple):
     """What validation users chose: the mixtures' gates and the medians' thresholds, for known items and new ones."""
 
@@ -151,9 +161,11 @@ def choose(case: Problem, names: Any, budget: Budget, say: Say) -> Chosen:
     for new in (False, True):
         parts = [
             tasks(held[state], vocabulary, seed, support)
-            for state in (NEW if new else ("user_cold",))
+            for state in askable(held, NEW if new else ("user_cold",))
             for support in (*SUPPORTS.values(), 20)
         ]
+        if not parts:
+            continue
         said = {name: [predictions(one, part) for part in parts] for name, one in found.items()}
         if len(members) > 1:
             everything = Gathered.of(parts)
@@ -269,13 +281,11 @@ def measured(
     members = {name: found[name] for name in MEMBERS if name in found}
     scale = tuple(np.unique(case.split.train.table["label"].to_numpy()).tolist())
     frames, single, binary = [], [], []
-    for state in STATES:
-        if state not in case.split.parts:
-            continue
+    for state in askable(case.split, STATES):
         new = state in NEW
-        if new in chosen.gates:
+        if chosen.gates:  # Where there were no new items to choose on, the gate of known ones.
             found[MIXTURE] = Mixture(members, vocabulary)
-            found[MIXTURE].gate = chosen.gates[new]
+            found[MIXTURE].gate = chosen.gates.get(new, chosen.gates[False])
         for shown, support in SUPPORTS.items():
             asked = tasks(case.split[state], vocabulary, seed, support)
             said = {name: predictions(one, asked) for name, one in found.items()}
