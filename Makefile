@@ -60,7 +60,7 @@ benchmarks: $(STAMP) ## Run every benchmark in full; name those that missed a ta
 	@missed=; run() { $(BIN)/python -m benchmarks."$$@" || missed="$$missed $$1"; }; \
 	for name in input_pipeline meta_epoch meta_training serving serving_load; do run $$name; done; \
 	run distillation $(call data,ml-1m); run zero_shot $(call data,ml-1m); run cross_domain $(call data,douban_cdr); \
-	run tuning $(call data,ml-1m); \
+	run tuning $(call data,ml-1m); run cold_start; run cold_start $(or $(call data,ml-1m),--quick); run evaluation; \
 	test -z "$$missed" || { echo "Not all targets were met by:$$missed"; exit 1; }
 
 clean: ## Remove the environment and caches

@@ -33,7 +33,7 @@ def purchases(tmp_path_factory):
     (folder / "own.yaml").write_text(
         "name: own\nfeedback: implicit\n"
         "interactions: {path: purchases.csv, user_id: user_id, item_id: item_id}\n"
-        f"items: {{path: items.csv, item_id: item_id, features: {{group: category}}}}\nduplicates: first\n"
+        "items: {path: items.csv, item_id: item_id, features: {group: category}}\nduplicates: first\n"
     )
     return folder / "own.yaml"
 
