@@ -58,7 +58,9 @@ SLOW = pytest.mark.slow
 LONG = ("getting_started", "distillation", "cross_domain")
 
 
-@pytest.mark.parametrize("page", ["data", "tuning", "evaluation", "cold_start", *(pytest.param(page, marks=SLOW) for page in LONG)])
+@pytest.mark.parametrize(
+    "page", ["data", "tuning", "evaluation", "cold_start", *(pytest.param(page, marks=SLOW) for page in LONG)]
+)
 def test_the_first_example_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), flags=re.S)[0]
     monkeypatch.chdir(tmp_path)
