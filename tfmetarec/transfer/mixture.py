@@ -91,7 +91,7 @@ class Mixture:
             said = self._sampled(support, np.asarray(item["item_id"]), seed)
             n_query = np.shape(item["item_id"])[1]
         else:
-            said = np.stack([_scores(member, support, item) for member in self.members.values()], -1)
+            said = self._ratings(support, item)
             labels = np.asarray(labels, np.float64)
         user = np.log1p(length)[:, None]
 
@@ -145,13 +145,21 @@ class Mixture:
         shares = np.exp(exponents - exponents.max(-1, keepdims=True))
         return shares / shares.sum(-1, keepdims=True)
 
+    def _ratings(self, support: Support, item: Features) -> np.ndarray:
+        """Predictions `(T, Q, M)`."""
+        parts = []
+        for part in _parts(len(support.length)):
+            own, asked = Support(*(_slice(value, part) for value in support)), _slice(item, part)
+            said = [member.score(member.adapt(own), asked) for member in self.members.values()]
+            parts.append(np.stack([np.asarray(scores, np.float64) for scores in said], -1))
+        return np.concatenate(parts)
+
     def _sampled(self, support: Support, taken: np.ndarray, seed: int) -> np.ndarray:
         """Scores `(T, Q + N, M)` of what was taken, and of items drawn from the catalogue."""
         rng = np.random.default_rng(seed)
         n_items = self.vocabulary.n_items
         parts = []
-        for first in range(0, len(taken), _BATCH):
-            part = slice(first, first + _BATCH)
+        for part in _parts(len(taken)):
             own = Support(*(_slice(value, part) for value in support))
             drawn = rng.integers(1, n_items, (len(taken[part]), min(_NEGATIVES, n_items - 1)))
             rows = np.concatenate([taken[part], drawn], 1)
@@ -171,8 +179,8 @@ def _standard(scores: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.where(told, (scores - known.mean(1, keepdims=True)) / np.where(told, spread, 1), 0)
 
 
-def _scores(member: Any, support: Support, item: Features) -> np.ndarray:
-    return np.asarray(member.score(member.adapt(support), item), np.float64)
+def _parts(n_users: int) -> list[slice]:
+    return [slice(first, first + _BATCH) for first in range(0, n_users, _BATCH)]
 
 
 def _slice(value: Any, part: slice) -> Any:
