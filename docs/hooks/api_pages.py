@@ -29,7 +29,7 @@ TOPICS = {
     "optimizers": [],
     "meta": [],
     "transfer": [],
-    "evaluation": ["evaluation.metrics"],
+    "evaluation": ["evaluation.metrics", "evaluation.lists", "evaluation.calibration"],
     "tuning": [],
     "export": [],
     "server": [],
