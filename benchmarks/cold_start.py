@@ -13,6 +13,7 @@ their order: absolute error asks for medians and squared error for means, so eac
 Every seed is kept in a folder beside the JSON file until the run is done, so that an interrupted run goes on.
 """
 
+import json
 import logging
 import os
 import shutil
@@ -184,8 +185,16 @@ def run_choices(options: report.Options, case: choices.Problem, console: Any) ->
     return report.finish(options, config=config, figures=figures, targets=targets, console=console)
 
 
-def _file(options: report.Options, data: str, seed: int, part: str) -> Path:
+def _begin(options: report.Options) -> None:
+    """Leaves what an interrupted run has done only where this run would do the same."""
+    asked, file = json.dumps({name: str(value) for name, value in options.more.items()}), options.parts / "options.json"
+    if options.parts.exists() and not (file.exists() and file.read_text() == asked):
+        shutil.rmtree(options.parts)
     options.parts.mkdir(parents=True, exist_ok=True)
+    file.write_text(asked)
+
+
+def _file(options: report.Options, data: str, seed: int, part: str) -> Path:
     return options.parts / f"{data}-{seed}-{part}.parquet"
 
 
@@ -202,6 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
     tf.get_logger().setLevel(logging.ERROR)  # It takes the first trace of each learner for retracing one function.
     console = report.console()
     case = load(options.data, options.quick)
+    _begin(options)
     run = run_ratings if isinstance(case, ratings.Problem) else run_choices
     status = run(options, case, console)
     shutil.rmtree(options.parts, ignore_errors=True)

@@ -11,6 +11,7 @@ import polars as pl
 
 import tfmetarec as tmr
 from benchmarks import report
+from benchmarks.cold_start_ratings import joined
 from tfmetarec.data import Interactions, Split, Vocabulary
 from tfmetarec.evaluation import ColdStartTable, fitted_floors, metrics, paired_bootstrap
 from tfmetarec.evaluation.cold_start import in_order, questions
@@ -126,14 +127,7 @@ def asked(part: Interactions, case: Problem, seed: int = 0) -> tuple[Support, np
         for _, question in questions(table, slots, k, most):
             supports.append(question.support)
             taken.append(table.item[question.query])
-    parts = [[support[place] for support in supports] for place in range(4)]
-    joined = [
-        {name: np.concatenate([value[name] for value in values]) for name in values[0]}
-        if isinstance(values[0], dict)
-        else np.concatenate(values)
-        for values in parts
-    ]
-    return Support(*joined), np.concatenate(taken)
+    return Support(*(joined([support[place] for support in supports]) for place in range(4))), joined(taken)
 
 
 def measured(
@@ -317,8 +311,8 @@ def _positives_and_negatives(
         shown = order[table.start[tasks][:, None] + 10 + place]
         query = order[table.start[tasks][:, None] + np.arange(10)]
         met = np.zeros((len(tasks), vocabulary.n_items), bool)
-        for owner, task in enumerate(tasks):
-            met[owner, table.item[table.start[task] : table.start[task + 1]]] = True
+        rows_of = slice(table.start[tasks[0]], table.start[tasks[-1] + 1])
+        met[np.repeat(np.arange(len(tasks)), table.sizes[tasks]), table.item[rows_of]] = True
         keys = np.where(met, 2.0, rng.random(met.shape))
         keys[:, 0] = 2.0
         drawn = np.argpartition(keys, 10, axis=1)[:, :10]

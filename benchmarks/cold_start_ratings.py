@@ -210,11 +210,12 @@ class Gathered(NamedTuple):
             supports.append(Support(users, table.items.take(table.item[shown]), table.label[shown], part.length))
             items.append(table.items.take(table.item[part.query]))
             labels.append(table.label[part.query])
-        joined = Support(*(_joined([support[place] for support in supports]) for place in range(4)))
-        return cls(joined, _joined(items), np.concatenate(labels))
+        support = Support(*(joined([support[place] for support in supports]) for place in range(4)))
+        return cls(support, joined(items), joined(labels))
 
 
-def _joined(values: list[Any]) -> Any:
+def joined(values: list[Any]) -> Any:
+    """Arrays, or dicts of arrays, end to end."""
     if isinstance(values[0], dict):
         return {name: np.concatenate([value[name] for value in values]) for name in values[0]}
     return np.concatenate(values)

@@ -87,7 +87,7 @@ def read_options(
         description: one sentence for `--help`.
         arguments: instead of those the process was started with.
         seeds: how many seeds a full run takes unless told.
-        own_data: names that `--data` takes besides paths; each has a JSON file of its own.
+        own_data: names that `--data` takes besides paths, the default first; each has a JSON file of its own.
         more: options of the benchmark's own, with what `add_argument` takes.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
@@ -103,7 +103,9 @@ def read_options(
     if given.data is not None and str(given.data) not in own_data and not given.data.exists():
         names = f" or be one of {', '.join(own_data)}" if own_data else ""
         parser.error(f"`--data` must exist{names}. Received: --data {given.data}")
-    committed = RESULTS / (f"{name}-{given.data.stem}.json" if own_data and given.data else f"{name}.json")
+    is_other = own_data and given.data is not None and str(given.data) != own_data[0]
+    own = f"-{given.data.stem}" if is_other else ""
+    committed = RESULTS / f"{name}{own}.json"
     if given.quick and given.out is not None and given.out.resolve() == committed.resolve():
         parser.error("`--out` must not be the committed file of a full run when there is `--quick`.")
     out = given.out
@@ -116,8 +118,8 @@ def read_options(
         usable = False
     if not usable:
         parser.error(f"`--out` must be a file in a folder that can be written. Received: --out {out}")
-    own = {option.lstrip("-"): getattr(given, option.lstrip("-").replace("-", "_")) for option in more}
-    return Options(name, given.quick, given.seeds or (1 if given.quick else seeds), given.data, out, own)
+    more_given = {option.lstrip("-"): getattr(given, option.lstrip("-").replace("-", "_")) for option in more}
+    return Options(name, given.quick, given.seeds or (1 if given.quick else seeds), given.data, out, more_given)
 
 
 def run(main: Callable[[], int]) -> NoReturn:

@@ -67,7 +67,8 @@ def test_a_mapping_of_ones_own_files_with_shorter_histories_runs_and_can_be_inte
     monkeypatch.setattr(choices, "measured", once)
     with pytest.raises(KeyboardInterrupt):
         cold_start.main([*arguments, *predictions])
-    assert [file.name for file in out.with_suffix(".parts").iterdir()] == ["own-0-users.parquet"]
+    kept = {file.name for file in out.with_suffix(".parts").iterdir()}
+    assert kept == {"options.json", "own-0-users.parquet"}
     monkeypatch.setattr(choices, "measured", measured)
     assert cold_start.main([*arguments, *predictions]) == 0
     assert not out.with_suffix(".parts").exists()
@@ -101,6 +102,20 @@ def test_states_of_ratings_are_judged_by_means_and_medians(tmp_path):
     by_hand = np.abs(np.array(one["score"]) - np.array(one["label"])).mean()
     case_ = pl.col("user_id") == one["user_id"], pl.col("learner") == "global mean", pl.col("support") == "all"
     assert made["users"].filter(*case_, pl.col("state") == one["state"])["mae"][0] == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_what_was_kept_for_other_options_is_not_taken_up(tmp_path):
+    arguments = ["--quick", "--out", str(tmp_path / "own.json"), "--learners"]
+    read = [
+        cold_start.report.read_options("cold_start", "", [*arguments, name], more=cold_start.MORE)
+        for name in ("MAML", "Ridge")
+    ]
+    cold_start._begin(read[0])
+    (read[0].parts / "own-0-users.parquet").touch()
+    cold_start._begin(read[0])
+    assert (read[0].parts / "own-0-users.parquet").exists()
+    cold_start._begin(read[1])
+    assert not (read[1].parts / "own-0-users.parquet").exists()
 
 
 def test_a_rating_is_liked_from_the_upper_part_of_the_scale():
