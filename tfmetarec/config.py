@@ -43,6 +43,9 @@ class VocabularyConfig(_Section):
     max_list_length: int = Field(8, ge=1, description="Longest list or text kept, in entries.")
     max_words: int = Field(2000, ge=1, description="Words of a text feature that get a row of their own.")
     word_buckets: int = Field(0, ge=0, description="Rows that all other words of a text share by hash.")
+    min_category_users: int = Field(
+        1, ge=1, description="Values of users' categories that fewer users have say nothing, as a postal code would."
+    )
 
 
 class TasksConfig(_Section):

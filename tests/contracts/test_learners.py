@@ -259,7 +259,7 @@ def test_the_meta_gradient_agrees_with_finite_differences(combination, settings,
     rng = np.random.default_rng(0)
     for variable in learner.model.trainable_variables:
         variable.assign(0.4 * rng.normal(size=variable.shape))
-    for layer in learner.model._flatten_layers():  # Of masks that differ from call to call there are no differences.
+    for layer in learner._flatten_layers():  # Of masks that differ from call to call there are no differences.
         for option in ("rate", "id_dropout"):
             if getattr(layer, option, None):
                 setattr(layer, option, 0.0)

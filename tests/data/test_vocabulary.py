@@ -354,3 +354,20 @@ def test_words_without_a_row_of_their_own_share_the_hashed_rows(tmp_path):
     raw = {"item_id": tf.constant([10], tf.int64), "blurb": tf.constant(["novel red"])}
     again = Vocabulary.load(tmp_path).encode("item", {**raw, "item_level": tf.constant([0.0])})
     assert again["blurb"][0, :2].numpy().tolist() == [hashed["novel"], 1]
+
+
+def test_values_that_too_few_users_have_get_no_row():
+    users = USERS.with_columns(town=pl.Series(["Ulm", "Ulm", "Bonn"]))
+    assert Vocabulary.fit(shop(users=users)).known_values("user", "town").tolist() == ["Bonn", "Ulm"]
+    vocabulary = Vocabulary.fit(shop(users=users), min_category_users=2)
+    assert vocabulary.known_values("user", "town").tolist() == ["Ulm"]
+    assert vocabulary.known_values("user", "likes").tolist() == ["a", "b"]  # Both like these, bob alone likes c.
+    assert vocabulary.known_values("item", "brand").tolist() == ["Alpha", "Zeta"]  # Items are not people.
+    assert vocabulary.encode_frame("user", users)["town"].tolist() == [1, 1, 0]
+
+
+def test_a_value_is_counted_once_a_user():
+    users = pl.DataFrame({"user_id": ["ann", "bob", "cyd"], "likes": [["a", "a", "b"], ["b"], []]})
+    assert Vocabulary.fit(shop(users=users), min_category_users=2).known_values("user", "likes").tolist() == ["b"]
+    with pytest.raises(ValueError, match="`min_category_users` must be at least 1. Received: min_category_users=0"):
+        Vocabulary.fit(shop(users=users), min_category_users=0)

@@ -10,6 +10,7 @@ ALGORITHMS = {
     "Ridge": {},
     "MAML": {"inner_steps": 2, "inner_learning_rate": 0.3},
     "NeuralProcess": {"representation": 3, "hidden": (4,)},
+    "SetEncoder": {"representation": 3, "hidden": (4,), "dropout": 0.0},
     "PrototypicalNetwork": {},
     "MetaSGD": {"inner_learning_rate": 0.3},
 }

@@ -501,7 +501,7 @@ def test_the_soft_loss_compares_with_the_teacher_after_the_same_support(shared):
 @pytest.mark.parametrize(
     "name",
     ["ANIL", "BOIL", "FineTuning", "FirstOrderMAML", "IMAML", "MAML", "MAMLPlusPlus", "MetaSGD", "NeuralProcess",
-     "PrototypicalNetwork", "Reptile", "Ridge"],
+     "PrototypicalNetwork", "Reptile", "Ridge", "SetEncoder"],
 )  # fmt: skip
 @pytest.mark.parametrize("candidates", ["episode", 10])
 def test_every_learner_comes_closer_to_its_teacher(shared, name, candidates):

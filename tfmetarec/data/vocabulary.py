@@ -108,6 +108,7 @@ class Vocabulary:
         max_list_length: int = 8,
         max_words: int = 2000,
         word_buckets: int = 0,
+        min_category_users: int = 1,
         user_ids: bool = False,
     ) -> "Vocabulary":
         """Learns the rows from training interactions.
@@ -119,6 +120,9 @@ class Vocabulary:
             max_words: int, at least 1. The most frequent words of a text feature that get a row.
             word_buckets: int, at least 0. Rows that all other words share by hash, words never seen included.
                 Defaults to 0: other words say nothing.
+            min_category_users: int, at least 1. Values of users' categories that fewer training users have get no
+                row. A value that one or two users have, as a postal code, is nearly their name: a model remembers
+                them by it instead of learning. Defaults to 1.
             user_ids: bool. Keep a row for every training user. Off by default: a model that adapts does not
                 need it, and an exported model then contains no user's id.
 
@@ -130,6 +134,7 @@ class Vocabulary:
             ("min_item_users", min_item_users),
             ("max_list_length", max_list_length),
             ("max_words", max_words),
+            ("min_category_users", min_category_users),
         ):
             if value < 1:
                 raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
@@ -164,6 +169,7 @@ class Vocabulary:
                     max_list_length,
                     max_words,
                     word_buckets,
+                    least=min_category_users if side == "user" else 1,
                     keep_ids=user_ids or side == "item",
                 )
                 specs[side].append(spec)
@@ -477,9 +483,13 @@ def _fit_feature(
     max_words: int,
     word_buckets: int,
     *,
+    least: int,
     keep_ids: bool,
 ) -> tuple[FeatureSpec, Any]:
-    """The spec of one feature, and its known values (or the mean and deviation of a number)."""
+    """The spec of one feature, and its known values (or the mean and deviation of a number).
+
+    Categories that fewer than `least` rows of `frame` have are not among the known ones.
+    """
     column = frame[name] if name in frame.columns else pl.Series(name, [None] * frame.height, dtype=pl.String)
     if kind == "id":
         values = _as_array(column) if keep_ids else None
@@ -499,18 +509,23 @@ def _fit_feature(
             raise DataError(f"feature `{name}` is a vector and must hold lists of numbers. Received: {column.dtype}")
         return FeatureSpec(name, kind, width), None
     if kind == "category":
-        known = _text(column).filter(_text(column) != MISSING).unique().sort()
+        known = _held_by(_text(column), least)
         return FeatureSpec(name, kind, 1 + len(known)), _as_array(known)
     if kind == "category_list":
         lists = column.cast(pl.List(pl.String))
-        known = lists.explode().drop_nulls()
-        known = known.filter(known != MISSING).unique().sort()
+        known = _held_by(lists.list.unique().explode().drop_nulls(), least)
         length = int(lists.list.len().fill_null(0).to_numpy().max(initial=1))
         return FeatureSpec(name, kind, 1 + len(known), max(1, min(length, max_list_length))), _as_array(known)
     words = _words(column).explode().rename("word")
     counts = words.filter(words != MISSING).value_counts().sort(["count", "word"], descending=[True, False])
     known = counts["word"].head(max_words).sort()
     return FeatureSpec(name, kind, 1 + len(known) + word_buckets, max_list_length, word_buckets), _as_array(known)
+
+
+def _held_by(values: pl.Series, least: int) -> pl.Series:
+    """The different values that occur at least so often, in order, without that for missing."""
+    counts = values.filter(values != MISSING).rename("value").value_counts()
+    return counts.filter(pl.col("count") >= least)["value"].sort()
 
 
 def _words(column: pl.Series) -> pl.Series:

@@ -17,6 +17,7 @@ from tfmetarec.meta.paths import EncodedNegatives, TaskRows
 from tfmetarec.meta.prototypical_network import PrototypicalNetwork
 from tfmetarec.meta.reptile import Reptile
 from tfmetarec.meta.ridge import Ridge
+from tfmetarec.meta.set_encoder import SetEncoder
 
 __all__ = [
     "ANIL",
@@ -39,5 +40,6 @@ __all__ = [
     "Ridge",
     "RowLoss",
     "SampledSoftmax",
+    "SetEncoder",
     "TaskRows",
 ]
