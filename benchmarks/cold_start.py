@@ -63,7 +63,7 @@ def load(data: Path | None, quick: bool) -> Any:
         folder = folder_of(data or Path())
         if (folder / "split_metahin.parquet").exists():
             split = zero_shot.films(folder)
-            return ratings.problem(split.train, zero_shot.fewer(split) if quick else split)
+            return ratings.problem(split.train, zero_shot.fewer(split) if quick else split, CONTENT)
         interactions = tmr.data.load("movielens", folder=folder)
     if quick:
         users = interactions.table["user_id"].unique().sort().head(250)
@@ -89,17 +89,24 @@ def run_ratings(options: report.Options, case: ratings.Problem, console: Any) ->
         chosen = ratings.choose(case, names, budget, say)
         with write_whole(ablation) as partial:
             pl.DataFrame(chosen.ablation or [{"variant": "no mixture"}]).write_parquet(partial)
+    floors = None
     for seed, file in enumerate(kept):
         if not file.exists():
             assert chosen is not None
             say(f"seed {seed} of {options.seeds}")
+            floors = floors or ratings.Floors.of(case.split.train, say)
             keep = options.more["predictions"] is not None
-            made = ratings.measured(case, names, chosen, budget, seed, say, keep)
+            made = ratings.measured(case, floors, names, chosen, budget, seed, say, keep)
             if keep:
                 _write_predictions(options, f"{case.name}-{seed}", made.pop("predictions"))
             for part in ("binary", "users"):  # The users last: they say that all is there.
                 with write_whole(_file(options, case.name, seed, part)) as partial:
                     made[part].write_parquet(partial)
+    tried = _file(options, case.name, 0, "levers")
+    if not tried.exists() and "set encoder on factors" in names and ratings.askable(case.held, ("user_cold",)):
+        say("what each choice is worth, on validation users")
+        with write_whole(tried) as partial:
+            pl.DataFrame(ratings.levers(case, budget, say)).write_parquet(partial)
     users = pl.concat([pl.read_parquet(file) for file in kept])
     binary = pl.concat([pl.read_parquet(_file(options, case.name, seed, "binary")) for seed in range(options.seeds)])
     rows = ratings.summary(users)
@@ -109,6 +116,8 @@ def run_ratings(options: report.Options, case: ratings.Problem, console: Any) ->
         "Liked or not, all users new": _over_seeds(binary),
         "Ablation on validation users": pl.read_parquet(ablation).to_dicts(),
     }
+    if tried.exists():
+        figures["The set encoder on validation users"] = pl.read_parquet(tried).to_dicts()
     targets = ratings.targets(rows, published)
     if published or options.quick:
         told = _rated_or_not(options, case, say)

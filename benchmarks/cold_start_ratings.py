@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import keras
@@ -23,20 +24,22 @@ from tfmetarec.transfer.zero_shot import two_tower_from_vectors
 STATES = ("warm", "user_cold", "item_cold", "both_cold")
 NEW = ("item_cold", "both_cold")
 SUPPORTS = {"all": MOST, "5": SHORT}
-FLOORS = ("global mean", "item+user bias", "MF fold-in", "MF fold-in, 64 factors")
+FACTORIZATIONS = {"MF fold-in": 32, "MF fold-in, 64 factors": 64, "MF fold-in, 128 factors": 128}
+FLOORS = ("global mean", "item+user bias", *FACTORIZATIONS)
+FOLDED, READ = "MF fold-in, 128 factors", "MF fold-in, 64 factors"  # What `Ridge` and the set encoder start from.
 LEARNERS = ("fine-tuning", "MAML", "Ridge", "Ridge on factors", "set encoder on factors")
 MEMBERS = ("Ridge on factors", "set encoder on factors", "Ridge")
 MIXTURE, MEDIANS = "mixture", " as medians"
 # One configuration for all ratings, chosen on validation users of MovieLens-1M.
-FACTORS = {"factors": 64, "regularization": 0.1}
+MIN_CATEGORY_USERS = 20
 FOLD_IN = {"regularization": 1.5, "level_regularization": 5.0}
 TOWER = {"embedding_dim": 32, "item_hidden": (64,), "dropout": 0.3, "id_dropout": 0.3}
 GRADIENT = {"inner_steps": 3, "inner_learning_rate": 0.05, "shrinkage": 5.0}
-SET_ENCODER = {"representation": 64, "hidden": (128,), "shrinkage": 5.0}
+SET_ENCODER = {"representation": 128, "hidden": (128,), "dropout": 0.3}
 EPISODES = {"support": (0, MOST - 10), "query": 20, "tasks_per_batch": 64, "order": "random"}
 TOWER_OPTIMIZER = {"learning_rate": 2e-3, "weight_decay": 0.05}
-ENCODER_OPTIMIZER = {"learning_rate": 1e-3, "weight_decay": 0.01}
-EPOCH, TOWER_EPOCHS, ENCODER_EPOCHS = 100, 6, 5
+ENCODER_OPTIMIZER = {"learning_rate": 2e-3, "weight_decay": 0.01}
+EPOCH, TOWER_EPOCHS, ENCODER_EPOCHS = 100, 6, 15
 METRICS = ("mae", "rmse", "ndcg_at_5")
 # State, support, metric, rule, bound, and whether it is the mixture of means or of medians that is held to it.
 BOUNDS = (
@@ -56,11 +59,12 @@ Say = Callable[[str], None]
 
 
 class Problem(NamedTuple):
-    """Ratings in their states, and what choices are made on."""
+    """Ratings in their states, what choices are made on, and which features of items towers read: `None` for all."""
 
     name: str
     split: Split
     held: Split
+    content: tuple[str, ...] | None = None
 
 
 class Budget(NamedTuple):
@@ -70,7 +74,9 @@ class Budget(NamedTuple):
     quick: bool
 
 
-def problem(interactions: Interactions, published: Split | None = None) -> Problem:
+def problem(
+    interactions: Interactions, published: Split | None = None, content: tuple[str, ...] | None = None
+) -> Problem:
     """The published states, or four drawn ones; within the training part the same again, to choose on."""
     split = published or tmr.data.every_state(interactions, item_share=0.25, warm_rows=20, validation_share=0.0)
     if published is None:
@@ -78,50 +84,74 @@ def problem(interactions: Interactions, published: Split | None = None) -> Probl
         split = Split(parts, split.seed, split.notes)
     dated = split.train.items is not None and "year" in split.train.items.columns
     held = zero_shot.validation(split.train) if dated else tmr.data.four_states(split.train, item_share=0.25)
-    return Problem(interactions.name, split, held)
+    return Problem(interactions.name, split, held, content)
 
 
-def fitted(train: Interactions, vocabulary: Vocabulary, names: Any, budget: Budget, seed: int, say: Say) -> dict:
+def vocabulary_of(train: Interactions) -> Vocabulary:
+    return Vocabulary.fit(train, max_list_length=LISTED, min_category_users=MIN_CATEGORY_USERS)
+
+
+class Floors(NamedTuple):
+    """What is learned once for all seeds, since a seed decides only where a factorisation starts."""
+
+    vocabulary: Vocabulary
+    found: dict[str, Any]
+
+    @classmethod
+    def of(cls, train: Interactions, say: Say) -> "Floors":
+        start = time.perf_counter()
+        vocabulary = vocabulary_of(train)
+        table = TaskTable.build(train, vocabulary)
+        user, item = np.repeat(np.arange(1, len(table) + 1), table.sizes), table.items.features["item_id"][table.item]
+        ratings = Ratings(user, item, table.label, len(table) + 1, vocabulary.n_items)
+        made: list[Any] = [GlobalMean(), ItemUserBias(), *(BiasedMF(factors) for factors in FACTORIZATIONS.values())]
+        found = {name: floor.fit(ratings) for name, floor in zip(FLOORS, made, strict=True)}
+        say(f"  floors: {time.perf_counter() - start:.0f} s")
+        return cls(vocabulary, found)
+
+    def on_factors(self, name: str) -> keras.Model:
+        """A `TwoTower` that begins with the item vectors of a factorisation."""
+        factors = self.found[name]
+        return two_tower_from_vectors(self.vocabulary, factors.items, level=factors.mean)
+
+
+def fitted(
+    train: Interactions,
+    floors: Floors,
+    names: Any,
+    budget: Budget,
+    seed: int,
+    say: Say,
+    content: tuple[str, ...] | None = None,
+) -> dict[str, Any]:
     """Floors and the learners that are named, learned on `train`."""
-    table = TaskTable.build(train, vocabulary)
-    user, item = np.repeat(np.arange(1, len(table) + 1), table.sizes), table.items.features["item_id"][table.item]
-    ratings = Ratings(user, item, table.label, len(table) + 1, vocabulary.n_items)
-    wide = BiasedMF(**FACTORS, seed=seed)
-    made = dict(zip(FLOORS, (GlobalMean(), ItemUserBias(), BiasedMF(seed=seed), wide), strict=True))
-    found: dict[str, Any] = {name: floor.fit(ratings) for name, floor in made.items()}
+    vocabulary, found = floors.vocabulary, dict(floors.found)
     episodes = tmr.tasks.user_episodes(train, vocabulary, **EPISODES, min_interactions=13, seed=seed)
-    content = zero_shot.item_features(vocabulary)
-    completion = {"item_features": content, **zero_shot.PROTOTYPES, "sample": 200 if budget.quick else 1000}
+    classes = zero_shot.item_features(vocabulary)
+    completion = {"item_features": classes, **zero_shot.PROTOTYPES, "sample": 200 if budget.quick else 1000}
 
     def trained(learner: Any, optimizer: dict[str, float], epochs: int) -> Any:
-        steps = epochs * budget.steps
-        rate = keras.optimizers.schedules.CosineDecay(optimizer["learning_rate"], steps, alpha=0.05)
-        learner.compile(optimizer=keras.optimizers.AdamW(rate, weight_decay=optimizer["weight_decay"]))
-        learner.fit(episodes, steps_per_epoch=budget.steps, epochs=epochs, verbose=0)
-        return learner
+        return fit(learner, episodes, optimizer, epochs * budget.steps)
 
     def tower() -> Any:
-        return tmr.models.TwoTower(vocabulary, **TOWER, seed=seed)
-
-    def on_factors() -> Any:
-        return two_tower_from_vectors(vocabulary, wide.items, level=wide.mean)
+        return tmr.models.TwoTower(towers_specs(vocabulary, content), **TOWER, seed=seed)
 
     def completed(learner: Any) -> Any:
-        return tmr.transfer.zero_shot(learner, train, seed=seed, **completion) if content else learner
+        return tmr.transfer.zero_shot(learner, train, seed=seed, **completion) if classes else learner
+
+    def on_tower(kind: Any, **options: Any) -> Any:
+        learner = kind(tower(), vocabulary=vocabulary, **options, seed=seed)
+        return trained(learner, TOWER_OPTIMIZER, TOWER_EPOCHS)
 
     def set_encoder() -> Any:
-        model = on_factors()
-        model.item_encoder.trainable = False
-        learner = tmr.meta.NeuralProcess(model, **SET_ENCODER, seed=seed)
+        learner = tmr.meta.SetEncoder(floors.on_factors(READ), **SET_ENCODER, seed=seed)
         return completed(trained(learner, ENCODER_OPTIMIZER, ENCODER_EPOCHS))
 
     makers: dict[str, Callable[[], Any]] = {
-        "fine-tuning": lambda: trained(
-            tmr.meta.FineTuning(tower(), **GRADIENT, seed=seed), TOWER_OPTIMIZER, TOWER_EPOCHS
-        ),
-        "MAML": lambda: trained(tmr.meta.MAML(tower(), **GRADIENT, seed=seed), TOWER_OPTIMIZER, TOWER_EPOCHS),
-        "Ridge": lambda: trained(tmr.meta.Ridge(tower(), **FOLD_IN, seed=seed), TOWER_OPTIMIZER, TOWER_EPOCHS),
-        "Ridge on factors": lambda: completed(tmr.meta.Ridge(on_factors(), **FOLD_IN, seed=seed)),
+        "fine-tuning": lambda: on_tower(tmr.meta.FineTuning, **GRADIENT),
+        "MAML": lambda: on_tower(tmr.meta.MAML, **GRADIENT),
+        "Ridge": lambda: on_tower(tmr.meta.Ridge, **FOLD_IN),
+        "Ridge on factors": lambda: completed(tmr.meta.Ridge(floors.on_factors(FOLDED), **FOLD_IN, seed=seed)),
         "set encoder on factors": set_encoder,
     }
     for name in names:
@@ -129,6 +159,75 @@ def fitted(train: Interactions, vocabulary: Vocabulary, names: Any, budget: Budg
         found[name] = makers[name]()
         say(f"  {name}: {time.perf_counter() - start:.0f} s")
     return found
+
+
+def fit(learner: Any, episodes: Any, optimizer: dict[str, Any], steps: int) -> Any:
+    """Trains with a rate that falls like a cosine."""
+    options = dict(optimizer)
+    rate = keras.optimizers.schedules.CosineDecay(options.pop("learning_rate"), steps, alpha=0.05)
+    learner.compile(optimizer=keras.optimizers.AdamW(rate, **options))
+    learner.fit(episodes, steps_per_epoch=steps, epochs=1, verbose=0)
+    return learner
+
+
+def towers_specs(vocabulary: Vocabulary, content: tuple[str, ...] | None) -> Any:
+    """What a tower reads: everything, or of the items only some features (classes made for prototypes say it twice)."""
+    if content is None:
+        return vocabulary.specs
+    kept = {*content, "item_level"}
+    return replace(vocabulary.specs, item=tuple(spec for spec in vocabulary.specs.item if spec.name in kept))
+
+
+def levers(case: Problem, budget: Budget, say: Say) -> report.Rows:
+    """What each choice in the set encoder is worth: validation users, one seed, alone and in equal shares with MF."""
+    floors = Floors.of(case.held.train, say)
+    vocabulary = floors.vocabulary
+    less = Interactions.from_frames(
+        case.held.train.table, items=case.held.train.items, feedback="explicit", name=case.name
+    )
+    plain = vocabulary_of(less)
+    parts = [tasks(case.held["user_cold"], vocabulary, 0, support) for support in SUPPORTS.values()]
+    folded = [predictions(floors.found[FOLDED], part) for part in parts]
+
+    def made(own: Vocabulary, **changed: Any) -> Any:
+        factors = floors.found[READ]
+        if changed.pop("from_nothing", False):
+            model = tmr.models.TwoTower(towers_specs(own, ("item_id",)), 64, item_hidden=(), id_dropout=0.0)
+        else:
+            model = two_tower_from_vectors(own, factors.items, level=factors.mean)
+        model.item_encoder.id_vector.trainable = not changed.pop("frozen", False)
+        optimizer = {**ENCODER_OPTIMIZER, **changed.pop("optimizer", {})}
+        epochs = changed.pop("epochs", ENCODER_EPOCHS)
+        train = less if own is plain else case.held.train
+        episodes = tmr.tasks.user_episodes(train, own, **EPISODES, min_interactions=13, seed=0)
+        learner = tmr.meta.SetEncoder(model, vocabulary=own, **{**SET_ENCODER, **changed}, seed=0)
+        return fit(learner, episodes, optimizer, epochs * budget.steps)
+
+    variants: dict[str, tuple[Vocabulary, dict[str, Any]]] = {
+        "set encoder, as configured": (vocabulary, {}),
+        "without users' features": (plain, {}),
+        "item vectors from nothing": (vocabulary, {"from_nothing": True}),
+        "item vectors stay those of MF": (vocabulary, {"frozen": True}),
+        "dropout .1": (vocabulary, {"dropout": 0.1}),
+        "dropout .5": (vocabulary, {"dropout": 0.5}),
+        "attention over the support, 8 heads": (vocabulary, {"heads": 8}),
+        "running mean of the weights": (vocabulary, {"optimizer": {"use_ema": True, "ema_momentum": 0.99}}),
+        "a third of the steps": (vocabulary, {"epochs": ENCODER_EPOCHS // 3}),
+    }
+    rows: report.Rows = [{"variant": f"{FOLDED} alone", **_both(parts, folded, 0)}]
+    for variant, (own, changed) in variants.items():
+        learner = made(own, **changed)
+        if "optimizer" in changed:
+            learner.optimizer.finalize_variable_values(learner.trainable_variables)
+        asked = parts
+        if own is not vocabulary:
+            asked = [tasks(case.held["user_cold"], own, 0, support) for support in SUPPORTS.values()]
+        said = [predictions(learner, part) for part in asked]
+        mixed = [(a + b) / 2 for a, b in zip(said, folded, strict=True)]
+        rows.append({"variant": variant, **_both(parts, said, 0)})
+        rows[-1] |= {f"{name}, with MF": value for name, value in _both(parts, mixed, 0).items()}
+        say(f"  {variant}: {rows[-1]}")
+    return rows
 
 
 def askable(split: Split, states: Any) -> list[str]:
@@ -153,8 +252,9 @@ class Chosen(NamedTuple):
 def choose(case: Problem, names: Any, budget: Budget, say: Say) -> Chosen:
     """Learns on a part of `train` and chooses on users, and items, that were held out of it."""
     held, seed = case.held, 0
-    vocabulary = Vocabulary.fit(held.train, max_list_length=LISTED)
-    found = fitted(held.train, vocabulary, names, budget, seed, say)
+    floors = Floors.of(held.train, say)
+    vocabulary = floors.vocabulary
+    found = fitted(held.train, floors, names, budget, seed, say, case.content)
     members = {name: found[name] for name in MEMBERS if name in found}
     gates, thresholds, cut, ablation = {}, {}, {}, []
     scale = tuple(np.unique(held.train.table["label"].to_numpy()).tolist())
@@ -274,11 +374,11 @@ def by_user(scores: np.ndarray, asked: Tasks, seed: int) -> dict[str, np.ndarray
 
 
 def measured(
-    case: Problem, names: Any, chosen: Chosen, budget: Budget, seed: int, say: Say, keep: bool
+    case: Problem, floors: Floors, names: Any, chosen: Chosen, budget: Budget, seed: int, say: Say, keep: bool
 ) -> dict[str, pl.DataFrame]:
     """One seed: everything is learned, then the test users are asked once."""
-    vocabulary = Vocabulary.fit(case.split.train, max_list_length=LISTED)
-    found = fitted(case.split.train, vocabulary, names, budget, seed, say)
+    vocabulary = floors.vocabulary
+    found = fitted(case.split.train, floors, names, budget, seed, say, case.content)
     members = {name: found[name] for name in MEMBERS if name in found}
     scale = tuple(np.unique(case.split.train.table["label"].to_numpy()).tolist())
     frames, single, binary = [], [], []
@@ -374,7 +474,8 @@ def targets(rows: report.Rows, published: bool) -> list[report.Target]:
 def settings() -> dict[str, Any]:
     """What the figures were made with."""
     return {
-        "factors": FACTORS,
+        "factorizations": FACTORIZATIONS,
+        "min_category_users": MIN_CATEGORY_USERS,
         "fold_in": FOLD_IN,
         "tower": TOWER,
         "gradient_learners": GRADIENT,

@@ -90,7 +90,8 @@ def test_states_of_ratings_are_judged_by_means_and_medians(tmp_path):
     names = ["Ridge on factors", "set encoder on factors"]
     chosen = ratings.choose(case, names, budget, print)
     assert False in chosen.gates
-    made = ratings.measured(case, names, chosen, budget, 0, lambda text: None, True)
+    floors = ratings.Floors.of(case.split.train, print)
+    made = ratings.measured(case, floors, names, chosen, budget, 0, lambda text: None, True)
     rows = ratings.summary(made["users"])
     names = {row["learner"] for row in rows}
     assert {"global mean", "MF fold-in", "mixture", "mixture as medians", "item+user bias as medians"} <= names
