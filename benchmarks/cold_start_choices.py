@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import polars as pl
+import scipy.stats
 
 import tfmetarec as tmr
 from benchmarks import report
@@ -336,8 +337,8 @@ def settings() -> dict[str, Any]:
 def told_apart(train: Interactions, test: Interactions, seed: int, steps: int | None, held: Split) -> report.Rows:
     """Films that somebody rated against as many drawn from those not rated: accuracy and the rest, users new.
 
-    Of each user the last ten of a random order are positive, the others the support; the threshold is chosen on
-    users held out of `train`.
+    Of each user the last ten of a random order are positive, the others the support. A film is judged by the share of
+    the catalogue that stands below it for the user; the threshold on that is chosen on users held out of `train`.
     """
     rows = []
 
@@ -347,6 +348,7 @@ def told_apart(train: Interactions, test: Interactions, seed: int, steps: int | 
         options = {"support": (0, 80), "early": 1.0, "order": "random"}
         learner.fit(episodes_of(learn, vocabulary, seed, steps, **options), epochs=6 if steps is None else 1, verbose=0)
         found = {**fitted_floors(learn, vocabulary, seed=seed), "MAML": learner}
+        found[MIXTURE] = Mixture({name: found[name] for name in ("MAML", "EASE")}, vocabulary)  # Equal weights.
         return {name: _positives_and_negatives(one, ask, vocabulary, seed) for name, one in found.items()}
 
     chosen, final = rated(held.train, held["user_cold"]), rated(train, test)
@@ -383,6 +385,8 @@ def _positives_and_negatives(
         users = table.users.take(table.user[shown[:, 0]])
         support = Support(users, table.items.take(table.item[shown]), table.label[shown], length.astype(np.int32))
         said = np.asarray(recommender.score(recommender.adapt(support), vocabulary.catalogue))
+        # Scores grow with the support, so one threshold for all users needs the place in a user's own catalogue.
+        said = scipy.stats.rankdata(said, axis=1) / said.shape[1]
         scores.append(np.take_along_axis(said, rows, axis=1).ravel())
         labels.append(np.tile(np.repeat([1, 0], 10), len(tasks)))
     return np.concatenate(labels), np.concatenate(scores)
