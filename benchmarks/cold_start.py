@@ -165,24 +165,31 @@ def run_choices(options: report.Options, case: choices.Problem, console: Any) ->
 
     names = [name for name in choices.LEARNERS if name in (options.more["learners"] or choices.LEARNERS)]
     steps = QUICK_STEPS if options.quick else None
-    frames = []
-    for seed in range(options.seeds):
-        file = _file(options, case.name, seed, "users")
+    kept = [_file(options, case.name, seed, "users") for seed in range(options.seeds)]
+    ablation = _file(options, case.name, 0, "ablation")
+    asks_levers = not options.quick and "MAML" in names
+    chosen = None
+    if not all(file.exists() for file in (*kept, *([ablation] if asks_levers else []))):
+        say("learned on a part of the warm users, to choose on the others")
+        chosen = choices.choose(case, names, steps, say)
+    for seed, file in enumerate(kept):
         if not file.exists():
+            assert chosen is not None
             say(f"seed {seed} of {options.seeds}")
             folder = options.more["predictions"]
             written = folder / f"{case.name}-{seed}.parquet" if folder else None
-            made = choices.measured(case, names, seed, steps, say, written)
+            made = choices.measured(case, chosen, seed, steps, say, written)
             with write_whole(file) as partial:
                 made.write_parquet(partial)
-        frames.append(pl.read_parquet(file))
-    ablation = _file(options, case.name, 0, "ablation")
-    if not ablation.exists() and not options.quick:
+    if asks_levers and not ablation.exists():
+        assert chosen is not None
         with write_whole(ablation) as partial:
-            pl.DataFrame(choices.ablation(case, steps, say)).write_parquet(partial)
-    users = pl.concat(frames)
+            pl.DataFrame(choices.ablation(case, chosen, steps, say)).write_parquet(partial)
+    users = pl.concat([pl.read_parquet(file) for file in kept])
     tables = choices.summary(users)
-    learners = [name for name in (*names, choices.MIXTURE) if name in users["learner"].unique().to_list()]
+    learners = [
+        name for name in (*names, choices.EARLY, choices.MIXTURE) if name in users["learner"].unique().to_list()
+    ]
     judged = choices.verdicts(users, learners)
     figures = {**tables, "Against the best floor": judged}
     if ablation.exists():

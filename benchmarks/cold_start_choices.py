@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import polars as pl
+import scipy.stats
 
 import tfmetarec as tmr
 from benchmarks import report
 from benchmarks.cold_start_ratings import joined
 from tfmetarec.data import Interactions, Split, Vocabulary
-from tfmetarec.evaluation import ColdStartTable, fitted_floors, metrics, paired_bootstrap
+from tfmetarec.evaluation import ColdStartTable, fitted_floors, metrics, paired_bootstrap, ratings_of
 from tfmetarec.evaluation.cold_start import in_order, questions
+from tfmetarec.models.baselines import EASE
 from tfmetarec.tasks import Support
 from tfmetarec.tasks.table import TaskTable
 from tfmetarec.transfer.mixture import Mixture
@@ -24,14 +26,16 @@ AVERAGED = SHOTS[1:]  # The protocol's targets are of these.
 MIN_ITEM_USERS = 10
 FLOORS = ("popularity", "item-KNN", "EASE", "iALS fold-in")
 LEARNERS = ("fine-tuning", "Ridge", "MAML")
+EARLY = "early EASE"  # No floor: nobody had measured it before.
 MIXTURE = "mixture"
-MEMBERS = ("MAML", *FLOORS)
+MEMBERS = ("MAML", "Ridge", EARLY, "iALS fold-in")
 # One configuration for all choices, chosen on validation households of Complete Journey.
 TOWER = {"embedding_dim": 32, "dropout": 0.3, "id_dropout": 0.7}
 GRADIENT = {"inner_steps": 3, "inner_learning_rate": 2.0, "shrinkage": 20.0, "contrast": 2048}
-EPISODES = {"support": (0, 20), "query": 20, "tasks_per_batch": 32, "negatives": 2048, "early": 4.0}
+EPISODES = {"support": (0, 20), "query": 20, "tasks_per_batch": 32, "negatives": 2048, "early": 16.0}
 OPTIMIZER = {"learning_rate": 1e-3, "weight_decay": 0.05}
-EPOCHS, PATIENCE = 12, 3
+EARLY_EASE = {"regularization": 800.0, "early": 120.0, "prior": 0.04}
+EPOCHS, PATIENCE = 20, 3
 METRICS = (f"recall@{TOP_K}", f"ndcg@{TOP_K}")
 # Measured before, untuned: the best floor at each K, averaged over the five K; 10 % above it is the target.
 GOAL = {f"recall@{TOP_K}": 1.1 * 0.0532, f"ndcg@{TOP_K}": 1.1 * 0.0685}
@@ -130,27 +134,71 @@ def asked(part: Interactions, case: Problem, seed: int = 0) -> tuple[Support, np
     return Support(*(joined([support[place] for support in supports]) for place in range(4))), joined(taken)
 
 
-def measured(
-    case: Problem, names: Any, seed: int, steps: int | None, say: Say, predictions: Path | None
-) -> pl.DataFrame:
-    """One seed: chosen on validation users, learned on all warm ones, then the test users are asked once."""
-    found: dict[str, Any] = {}
-    rehearsal: dict[str, Any] = {}
+class Chosen(NamedTuple):
+    """What validation users decided, once for all seeds, and what does not depend on a seed.
+
+    Attributes:
+        rehearsal: learners and baselines by name, learned on `train` alone.
+        values: of the learners among them, on validation users.
+        epochs: for which the learners are to be trained.
+        gate: of the mixture, `(2, M)`.
+        fixed: baselines by name, fitted on all warm users.
+    """
+
+    rehearsal: dict[str, Any]
+    values: dict[str, float]
+    epochs: dict[str, int]
+    gate: np.ndarray
+    fixed: dict[str, Any]
+
+
+def early_ease(part: Interactions, vocabulary: Vocabulary, **changed: Any) -> EASE:
+    """EASE in its one configuration or with something changed, fitted; all places count alike without timestamps."""
+    options = {**EARLY_EASE, **changed}
+    if "timestamp" not in part.table.columns:
+        options["early"] = None
+    return EASE(**options).fit(ratings_of(part, vocabulary))
+
+
+def baselines(part: Interactions, vocabulary: Vocabulary) -> dict[str, Any]:
+    """The floors, and the early EASE."""
+    return {**fitted_floors(part, vocabulary), EARLY: early_ease(part, vocabulary)}
+
+
+def mixed(members: dict[str, Any], vocabulary: Vocabulary, names: Any = MEMBERS) -> Mixture:
+    """The mixture of those of its members that are there."""
+    return Mixture({name: members[name] for name in names if name in members}, vocabulary)
+
+
+def choose(case: Problem, names: Any, steps: int | None, say: Say) -> Chosen:
+    """Learned on a part of the warm users, to choose on the others."""
+    rehearsal, values, epochs = baselines(case.split.train, case.vocabulary), {}, {}
     for name in names:
         start = time.perf_counter()
-        rehearsal[name], epochs, value = trained(name, case, seed, steps)
+        rehearsal[name], epochs[name], values[name] = trained(name, case, 0, steps)
+        taking = time.perf_counter() - start
+        say(f"  {name}: {values[name]:.4f} on validation users after {epochs[name]} epochs, {taking:.0f} s")
+    support, taken = asked(case.split.validation, case)
+    mixture = mixed(rehearsal, case.vocabulary).fit(support, {"item_id": taken})
+    for k in case.shots:
+        shares = ", ".join(f"{name} {share:.2f}" for name, share in mixture.weights(k).items())
+        say(f"  weights at K={k}: {shares}")
+    return Chosen(rehearsal, values, epochs, mixture.gate, baselines(case.warm, case.vocabulary))
+
+
+def measured(
+    case: Problem, chosen: Chosen, seed: int, steps: int | None, say: Say, predictions: Path | None
+) -> pl.DataFrame:
+    """One seed: learned on all warm users as chosen, then the test users are asked once."""
+    found = dict(chosen.fixed)
+    for name, epochs in chosen.epochs.items():
+        start = time.perf_counter()
         found[name] = refitted(name, case, epochs, seed, steps)
-        say(f"  {name}: {value:.4f} on validation users after {epochs} epochs, {time.perf_counter() - start:.0f} s")
-    floors = fitted_floors(case.warm, case.vocabulary, seed=seed)
-    if "MAML" in found:
-        twins = {**fitted_floors(case.split.train, case.vocabulary, seed=seed), **rehearsal}
-        support, taken = asked(case.split.validation, case)
-        fitted = Mixture({name: twins[name] for name in MEMBERS}, case.vocabulary).fit(support, {"item_id": taken})
-        everything = {**floors, **found}
-        found[MIXTURE] = Mixture({name: everything[name] for name in MEMBERS}, case.vocabulary)
-        found[MIXTURE].gate = fitted.gate
+        say(f"  {name}: {epochs} epochs on all warm users, {time.perf_counter() - start:.0f} s")
+    found[MIXTURE] = mixed(found, case.vocabulary)
+    found[MIXTURE].gate = chosen.gate
     written = {} if predictions is None else {"predictions": predictions}
-    table = judged({**floors, **found}, case.split.test, case, **written, seed=seed)
+    table = judged(found, case.split.test, case, **written, seed=seed)
     return table.per_user.with_columns(seed=pl.lit(seed))
 
 
@@ -165,16 +213,21 @@ def without(interactions: Interactions, side: str) -> Interactions:
     return Interactions.from_frames(table, **kept, feedback=interactions.schema.feedback, name=interactions.name)
 
 
-def ablation(case: Problem, steps: int | None, say: Say) -> report.Rows:
-    """What each lever is worth on validation users, one seed: nDCG, the mean over K."""
-    rows = []
+def ablation(case: Problem, chosen: Chosen, steps: int | None, say: Say) -> report.Rows:
+    """What each lever is worth on validation users, one seed: means over K."""
+    rows: report.Rows = []
 
-    def row(variant: str, value: float) -> None:
-        rows.append({"variant": variant, f"ndcg@{TOP_K}, validation": value})
-        say(f"  ablation, {variant}: {value:.4f}")
+    def row(variant: str, ndcg: float, recall: float | None = None) -> None:
+        rows.append({"variant": variant, f"ndcg@{TOP_K}, validation": ndcg, f"recall@{TOP_K}, validation": recall})
+        say(f"  ablation, {variant}: {ndcg:.4f}" + ("" if recall is None else f", recall {recall:.4f}"))
 
-    whole, _, value = trained("MAML", case, 0, steps)
-    row("MAML, as configured", value)
+    def judge(parts: list[tuple[Any, Interactions]]) -> list[float]:
+        """nDCG and recall of recommenders, each on its users."""
+        tables = [judged({"it": recommender}, users, case) for recommender, users in parts]
+        users = pl.concat([table.per_user for table in tables]).filter(pl.col("K").is_in(AVERAGED))
+        return [float(users[_column(tables[0], metric)].to_numpy().mean()) for metric in ("ndcg", "recall")]
+
+    row("MAML, as configured", chosen.values["MAML"])
     for side in ("items", "users"):
         parts = {name: without(part, side) for name, part in case.split.parts.items()}
         less = case._replace(split=Split(parts), warm=without(case.warm, side))
@@ -183,24 +236,34 @@ def ablation(case: Problem, steps: int | None, say: Say) -> report.Rows:
     row("ids never hidden", trained("MAML", case, 0, steps, id_dropout=0.0)[2])
     row("always 20 shown in training", trained("MAML", case, 0, steps, support=20)[2])
     row("supports from any time", trained("MAML", case, 0, steps, early=1.0)[2])
+    row("supports from a little earlier than any time", trained("MAML", case, 0, steps, early=4.0)[2])
     row("twice as wide", trained("MAML", case, 0, steps, embedding_dim=64)[2])
-    row("fine-tuning in place of MAML", trained("fine-tuning", case, 0, steps)[2])
-    row("Ridge in place of MAML", trained("Ridge", case, 0, steps)[2])
-    floors = fitted_floors(case.split.train, case.vocabulary)
-    users = case.split.validation.table["user_id"].unique().sort()
-    halves = [case.split.validation.filter(pl.col("user_id").is_in(users[half::2].implode())) for half in (0, 1)]
-    members = {"MAML": whole, **floors}
-    for variant, gated in (("mixture with the floors, gate by K", True), ("mixture, equal weights", False)):
-        values = []
+    for name in ("fine-tuning", "Ridge"):
+        if name in chosen.values:
+            row(f"{name} in place of MAML", chosen.values[name])
+    held, train = case.split.validation, case.split.train
+    for name in (*FLOORS, EARLY):
+        row(name, *judge([(chosen.rehearsal[name], held)]))
+    changes = {"without its prior": {"prior": 0.0}, "all places alike": {"early": None}}
+    for name, changed in changes.items():
+        row(f"{EARLY}, {name}", *judge([(early_ease(train, case.vocabulary, **changed), held)]))
+    users = held.table["user_id"].unique().sort()
+    halves = [held.filter(pl.col("user_id").is_in(users[half::2].implode())) for half in (0, 1)]
+    variants = {
+        "the mixture": MEMBERS,
+        **{f"the mixture without {name}": tuple(other for other in MEMBERS if other != name) for name in MEMBERS},
+        f"the mixture of {', '.join((*LEARNERS, *FLOORS))}": (*LEARNERS, *FLOORS),
+        "the mixture of everything": (*LEARNERS, *FLOORS, EARLY),
+    }
+    equal = mixed(chosen.rehearsal, case.vocabulary)
+    row("the mixture, equal weights", *judge([(equal, held)]))
+    for variant, names in variants.items():
+        parts = []
         for fit_on, judge_on in (halves, halves[::-1]):
-            mixture = Mixture(members, case.vocabulary)
-            if gated:
-                support, taken = asked(fit_on, case)
-                mixture.fit(support, {"item_id": taken})
-            table = judged({"it": mixture}, judge_on, case)
-            kept = table.per_user.filter(pl.col("K").is_in(AVERAGED))
-            values.append(kept[_column(table, "ndcg")].mean())
-        row(variant, float(np.mean(values)))
+            support, taken = asked(fit_on, case)
+            mixture = mixed(chosen.rehearsal, case.vocabulary, names).fit(support, {"item_id": taken})
+            parts.append((mixture, judge_on))
+        row(variant, *judge(parts))
     return rows
 
 
@@ -266,6 +329,7 @@ def settings() -> dict[str, Any]:
         "episodes": EPISODES,
         "optimizer": OPTIMIZER,
         "epochs": f"at most {EPOCHS}, chosen on validation users with patience {PATIENCE}",
+        "early_ease": EARLY_EASE,
         "members": MEMBERS,
     }
 
@@ -273,8 +337,8 @@ def settings() -> dict[str, Any]:
 def told_apart(train: Interactions, test: Interactions, seed: int, steps: int | None, held: Split) -> report.Rows:
     """Films that somebody rated against as many drawn from those not rated: accuracy and the rest, users new.
 
-    Of each user the last ten of a random order are positive, the others the support; the threshold is chosen on
-    users held out of `train`.
+    Of each user the last ten of a random order are positive, the others the support. A film is judged by the share of
+    the catalogue that stands below it for the user; the threshold on that is chosen on users held out of `train`.
     """
     rows = []
 
@@ -284,6 +348,7 @@ def told_apart(train: Interactions, test: Interactions, seed: int, steps: int | 
         options = {"support": (0, 80), "early": 1.0, "order": "random"}
         learner.fit(episodes_of(learn, vocabulary, seed, steps, **options), epochs=6 if steps is None else 1, verbose=0)
         found = {**fitted_floors(learn, vocabulary, seed=seed), "MAML": learner}
+        found[MIXTURE] = Mixture({name: found[name] for name in ("MAML", "EASE")}, vocabulary)  # Equal weights.
         return {name: _positives_and_negatives(one, ask, vocabulary, seed) for name, one in found.items()}
 
     chosen, final = rated(held.train, held["user_cold"]), rated(train, test)
@@ -320,6 +385,8 @@ def _positives_and_negatives(
         users = table.users.take(table.user[shown[:, 0]])
         support = Support(users, table.items.take(table.item[shown]), table.label[shown], length.astype(np.int32))
         said = np.asarray(recommender.score(recommender.adapt(support), vocabulary.catalogue))
+        # Scores grow with the support, so one threshold for all users needs the place in a user's own catalogue.
+        said = scipy.stats.rankdata(said, axis=1) / said.shape[1]
         scores.append(np.take_along_axis(said, rows, axis=1).ravel())
         labels.append(np.tile(np.repeat([1, 0], 10), len(tasks)))
     return np.concatenate(labels), np.concatenate(scores)

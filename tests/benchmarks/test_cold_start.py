@@ -74,7 +74,7 @@ def test_a_mapping_of_ones_own_files_with_shorter_histories_runs_and_can_be_inte
     assert not out.with_suffix(".parts").exists()
     found = json.loads(out.read_text())
     table = found["figures"]["recall@20, means over users and seeds"]
-    assert [row["learner"] for row in table] == [*choices.FLOORS, "MAML", "mixture"]
+    assert [row["learner"] for row in table] == [*choices.FLOORS, choices.EARLY, "MAML", "mixture"]
     assert set(table[0]) >= {"K=0", "K=1", "mean"}
     kept = pl.read_parquet(tmp_path / "kept" / "own-0.parquet")
     assert {"learner", "K", "user_id", "item_id", "score", "relevant"} <= set(kept.columns)

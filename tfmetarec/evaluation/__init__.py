@@ -3,7 +3,14 @@
 from tfmetarec.evaluation import calibration, lists, metrics
 from tfmetarec.evaluation.adaptation import adaptation_curve
 from tfmetarec.evaluation.bootstrap import Difference, Interval, bootstrap_mean, paired_bootstrap
-from tfmetarec.evaluation.cold_start import LOWER_IS_BETTER, ColdStartTable, Recommender, cold_start, fitted_floors
+from tfmetarec.evaluation.cold_start import (
+    LOWER_IS_BETTER,
+    ColdStartTable,
+    Recommender,
+    cold_start,
+    fitted_floors,
+    ratings_of,
+)
 from tfmetarec.evaluation.cold_states import by_state, cold_states
 from tfmetarec.evaluation.cross_domain import cross_domain
 from tfmetarec.evaluation.examination import Examination, examine, user_values
@@ -34,6 +41,7 @@ __all__ = [
     "metrics",
     "monitor_of",
     "paired_bootstrap",
+    "ratings_of",
     "slices",
     "user_groups",
     "user_values",

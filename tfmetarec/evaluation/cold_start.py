@@ -204,11 +204,21 @@ def cold_start(
 
 def fitted_floors(train: Interactions, vocabulary: Vocabulary, *, seed: int = 0) -> dict[str, Recommender]:
     """The baselines for this kind of feedback, fitted on `train`, by their names in tables."""
+    ratings = ratings_of(train, vocabulary)
+    return {baseline.name: baseline.fit(ratings) for baseline in floors(vocabulary.specs.feedback, seed=seed)}
+
+
+def ratings_of(train: Interactions, vocabulary: Vocabulary) -> Ratings:
+    """What baselines are fitted on: the interactions of `train`, user by user, in time order if there are timestamps.
+
+    Args:
+        train: `Interactions`, of the feedback that `vocabulary` was fitted on.
+        vocabulary: `Vocabulary`. Rows of items are its rows; users have rows of their own, from 1.
+    """
     table = TaskTable.build(train, vocabulary)
     user = np.repeat(np.arange(1, len(table) + 1), table.sizes)
     item = table.items.features["item_id"][table.item]
-    ratings = Ratings(user, item, table.label, len(table) + 1, vocabulary.n_items)
-    return {baseline.name: baseline.fit(ratings) for baseline in floors(vocabulary.specs.feedback, seed=seed)}
+    return Ratings(user, item, table.label, len(table) + 1, vocabulary.n_items)
 
 
 def in_order(table: TaskTable, width: int, order: str | None, seed: int) -> np.ndarray:

@@ -6,6 +6,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from tfmetarec.models.baselines.base import Ratings
 
+_TOO_LATE = 1e-3  # The weight below which an early matrix leaves an entry out.
+
 
 def ridge(features: np.ndarray, weight: np.ndarray, target: np.ndarray, penalty: np.ndarray) -> np.ndarray:
     """Solves (X' diag(weight) X + penalty) w = X' target for each of `T` tasks: `(T, S, D)` ... -> `(T, D)`."""
@@ -26,6 +28,24 @@ def shrunk_means(index: np.ndarray, values: np.ndarray, size: int, shrinkage: fl
 def user_item_matrix(ratings: Ratings) -> scipy.sparse.csr_matrix:
     """1 where a user had an item at least once, `(n_users, n_items)`."""
     return _ones(ratings.user, ratings.item, (ratings.n_users, ratings.n_items))
+
+
+def early_matrix(ratings: Ratings, early: float) -> scipy.sparse.csr_matrix:
+    """exp(-p / early) where an item came first at place p, from 0, of a user's different items: `(n_users, n_items)`.
+
+    The rows of each user are taken in their order.
+    """
+    _, first = np.unique(ratings.user.astype(np.int64) * ratings.n_items + ratings.item, return_index=True)
+    first.sort()
+    user, item = ratings.user[first], ratings.item[first]
+    order = np.argsort(user, kind="stable")
+    grouped = user[order]
+    place = np.arange(len(grouped)) - np.searchsorted(grouped, grouped)
+    shape = (ratings.n_users, ratings.n_items)
+    # What came too late to count is left out, for a matrix with fewer entries.
+    weight = np.exp(-place / early).astype(np.float32)
+    counts = weight > _TOO_LATE
+    return scipy.sparse.csr_matrix((weight[counts], (grouped[counts], item[order][counts])), shape=shape)
 
 
 def support_matrix(item: np.ndarray, label: np.ndarray, real: np.ndarray, n_items: int) -> scipy.sparse.csr_matrix:
