@@ -94,7 +94,7 @@ def run_ratings(options: report.Options, case: ratings.Problem, console: Any) ->
         if not file.exists():
             assert chosen is not None
             say(f"seed {seed} of {options.seeds}")
-            floors = floors or ratings.Floors.of(case.split.train, say)
+            floors = floors or ratings.Floors.of(case.split.train, say, options.quick)
             keep = options.more["predictions"] is not None
             made = ratings.measured(case, floors, names, chosen, budget, seed, say, keep)
             if keep:

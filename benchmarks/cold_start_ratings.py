@@ -98,13 +98,15 @@ class Floors(NamedTuple):
     found: dict[str, Any]
 
     @classmethod
-    def of(cls, train: Interactions, say: Say) -> "Floors":
+    def of(cls, train: Interactions, say: Say, quick: bool = False) -> "Floors":
         start = time.perf_counter()
         vocabulary = vocabulary_of(train)
         table = TaskTable.build(train, vocabulary)
         user, item = np.repeat(np.arange(1, len(table) + 1), table.sizes), table.items.features["item_id"][table.item]
         ratings = Ratings(user, item, table.label, len(table) + 1, vocabulary.n_items)
-        made: list[Any] = [GlobalMean(), ItemUserBias(), *(BiasedMF(factors) for factors in FACTORIZATIONS.values())]
+        turns = {"iterations": 2} if quick else {}
+        factorizations = (BiasedMF(factors, **turns) for factors in FACTORIZATIONS.values())
+        made: list[Any] = [GlobalMean(), ItemUserBias(), *factorizations]
         found = {name: floor.fit(ratings) for name, floor in zip(FLOORS, made, strict=True)}
         say(f"  floors: {time.perf_counter() - start:.0f} s")
         return cls(vocabulary, found)
@@ -180,7 +182,7 @@ def towers_specs(vocabulary: Vocabulary, content: tuple[str, ...] | None) -> Any
 
 def levers(case: Problem, budget: Budget, say: Say) -> report.Rows:
     """What each choice in the set encoder is worth: validation users, one seed, alone and in equal shares with MF."""
-    floors = Floors.of(case.held.train, say)
+    floors = Floors.of(case.held.train, say, budget.quick)
     vocabulary = floors.vocabulary
     less = Interactions.from_frames(
         case.held.train.table, items=case.held.train.items, feedback="explicit", name=case.name
@@ -215,7 +217,7 @@ def levers(case: Problem, budget: Budget, say: Say) -> report.Rows:
         "a third of the steps": (vocabulary, {"epochs": ENCODER_EPOCHS // 3}),
     }
     rows: report.Rows = [{"variant": f"{FOLDED} alone", **_both(parts, folded, 0)}]
-    for variant, (own, changed) in variants.items():
+    for variant, (own, changed) in list(variants.items())[: 2 if budget.quick else None]:
         learner = made(own, **changed)
         if "optimizer" in changed:
             learner.optimizer.finalize_variable_values(learner.trainable_variables)
@@ -252,7 +254,7 @@ class Chosen(NamedTuple):
 def choose(case: Problem, names: Any, budget: Budget, say: Say) -> Chosen:
     """Learns on a part of `train` and chooses on users, and items, that were held out of it."""
     held, seed = case.held, 0
-    floors = Floors.of(held.train, say)
+    floors = Floors.of(held.train, say, budget.quick)
     vocabulary = floors.vocabulary
     found = fitted(held.train, floors, names, budget, seed, say, case.content)
     members = {name: found[name] for name in MEMBERS if name in found}
