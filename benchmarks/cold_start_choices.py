@@ -12,7 +12,7 @@ import scipy.stats
 
 import tfmetarec as tmr
 from benchmarks import report
-from benchmarks.cold_start_ratings import joined
+from benchmarks.cold_start_ratings import MIN_CATEGORY_USERS, joined
 from tfmetarec.data import Interactions, Split, Vocabulary
 from tfmetarec.evaluation import ColdStartTable, fitted_floors, metrics, paired_bootstrap, ratings_of
 from tfmetarec.evaluation.cold_start import in_order, questions
@@ -60,7 +60,7 @@ def problem(interactions: Interactions, least: int = MIN_ITEM_USERS) -> Problem:
     split = tmr.data.cold_users(interactions, seed=0)
     ids = pl.concat([split.train.table["user_id"], split.validation.table["user_id"]]).unique()
     warm = interactions.filter(pl.col("user_id").is_in(ids.implode()))
-    vocabulary = Vocabulary.fit(warm, min_item_users=least)
+    vocabulary = vocabulary_of(warm, least)
     met = split.validation.table.group_by("user_id").agg(pl.col("item_id").n_unique().alias("n"))["n"].to_numpy()
     typical = int(np.quantile(met, 0.5))
     if typical >= max(SHOTS) + QUERY:
@@ -68,6 +68,10 @@ def problem(interactions: Interactions, least: int = MIN_ITEM_USERS) -> Problem:
     query = max(1, min(QUERY, typical // 2))
     shots = tuple(k for k in SHOTS if k <= max(1, typical - query))
     return Problem(interactions.name, split, warm, vocabulary, shots, query, least)
+
+
+def vocabulary_of(learn: Interactions, least: int) -> Vocabulary:
+    return Vocabulary.fit(learn, min_item_users=least, min_category_users=MIN_CATEGORY_USERS)
 
 
 def judged(recommenders: dict[str, Any], part: Interactions, case: Problem, **options: Any) -> ColdStartTable:
@@ -231,7 +235,7 @@ def ablation(case: Problem, chosen: Chosen, steps: int | None, say: Say) -> repo
     for side in ("items", "users"):
         parts = {name: without(part, side) for name, part in case.split.parts.items()}
         less = case._replace(split=Split(parts), warm=without(case.warm, side))
-        vocabulary = Vocabulary.fit(less.warm, min_item_users=case.least)
+        vocabulary = vocabulary_of(less.warm, case.least)
         row(f"without features of {side}", trained("MAML", less, 0, steps, vocabulary=vocabulary)[2])
     row("ids never hidden", trained("MAML", case, 0, steps, id_dropout=0.0)[2])
     row("always 20 shown in training", trained("MAML", case, 0, steps, support=20)[2])
@@ -331,6 +335,7 @@ def settings() -> dict[str, Any]:
         "epochs": f"at most {EPOCHS}, chosen on validation users with patience {PATIENCE}",
         "early_ease": EARLY_EASE,
         "members": MEMBERS,
+        "min_category_users": MIN_CATEGORY_USERS,
     }
 
 
@@ -343,7 +348,7 @@ def told_apart(train: Interactions, test: Interactions, seed: int, steps: int | 
     rows = []
 
     def rated(learn: Interactions, ask: Interactions) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        vocabulary = Vocabulary.fit(learn, min_item_users=2)
+        vocabulary = vocabulary_of(learn, 2)
         learner = learner_of("MAML", vocabulary, seed)
         options = {"support": (0, 80), "early": 1.0, "order": "random"}
         learner.fit(episodes_of(learn, vocabulary, seed, steps, **options), epochs=6 if steps is None else 1, verbose=0)
