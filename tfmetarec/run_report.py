@@ -98,9 +98,8 @@ def _looked_at(
     floor = table.best_floor(k, names) if table.per_user["learner"].n_unique() > len(names) else None
     shown = [names[-1], *([floor] if floor else [])]
     values = evaluation.user_values(table, shown, k)
-    groups, few = evaluation.slices(
-        values, evaluation.user_groups(prepared.split.test), against=floor, seed=config.seed
-    )
+    people = evaluation.user_groups(prepared.split.test, users=values["user_id"].unique())
+    groups, few = evaluation.slices(values, people, against=floor, seed=config.seed)
     return [sliced(groups, few, names[-1], floor, table.metric_name(), k)]
 
 

@@ -15,6 +15,7 @@ from tfmetarec.evaluation import ColdStartTable, Examination, fairness_gap, slic
 from tfmetarec.evaluation import report as page
 from tfmetarec.evaluation.cold_start import summarized
 from tfmetarec.evaluation.cold_states import STATES
+from tfmetarec.evaluation.examination import worst_slice
 from tfmetarec.evaluation.examination_report import examined, sliced
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -83,7 +84,15 @@ def test_slices_name_the_worst_group_and_leave_small_ones_out(table):
     assert section.text[1] == "Groups with fewer than 10 users are left out, 1 in all."
     assert sliced(pl.DataFrame(), 1, "MAML", None, "recall@5", 1).tables == ()
     alone = sliced(*slices(user_values(table, ["MAML"], 1), groups), "MAML", None, "recall@5", 1)
-    assert alone.tables[0].columns == ["users", "users", "MAML"]
+    assert alone.tables[0].columns == ["group", "users", "MAML"]
+    assert alone.tables[0].caption == "recall@5 at K=1, mean over users; of each feature at most the 6 largest groups"
+
+
+def test_groups_that_are_as_bad_as_the_worst_are_counted(table):
+    groups = pl.DataFrame({"user_id": range(40), "feature": "age", "group": ["a"] * 10 + ["b"] * 20 + ["c"] * 10})
+    found, _ = slices(user_values(table, ["popularity"], 1), groups)
+    told = worst_slice(found, "popularity", "users", "recall@5")
+    assert told == "Worst slice of users: age b, recall@5 0.5000 [0.5000, 0.5000] (20 users), and 2 more as low."
 
 
 def examination(table):

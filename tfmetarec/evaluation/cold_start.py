@@ -12,7 +12,7 @@ from tfmetarec.data.interactions import Interactions
 from tfmetarec.data.vocabulary import Vocabulary
 from tfmetarec.data.whole_file import write_whole
 from tfmetarec.evaluation import metrics
-from tfmetarec.evaluation.bootstrap import Difference, Interval, bootstrap_mean, paired_bootstrap
+from tfmetarec.evaluation.bootstrap import Difference, Interval, bootstrap_mean, check_confidence, paired_bootstrap
 from tfmetarec.evaluation.lists import class_vectors, diversity, novelty
 from tfmetarec.models.baselines import Baseline, Ratings, floors
 from tfmetarec.tasks.episode import Features, Support
@@ -358,8 +358,7 @@ def check_options(shots: Sequence[int], query: int, top_k: int, confidence: floa
     for name, value, least in (("query", query, 1), ("top_k", top_k, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"`{name}` must be an int, at least {least}. Received: {name}={value!r}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"`confidence` must be between 0 and 1. Received: confidence={confidence}")
+    check_confidence(confidence)
 
 
 def _name(recommender: Recommender) -> str:

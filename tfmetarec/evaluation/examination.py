@@ -165,7 +165,7 @@ def examine(
     shown = list(dict.fromkeys([learner, *learners, *([floor] if floor else [])]))
     values, pairs = user_values(test, shown, shots), _pairs(test, shown)
     lower = test.metric_name() in LOWER_IS_BETTER
-    people = user_groups(split.test)
+    people = user_groups(split.test, users=values["user_id"].unique())
     users, few_users = slices(values, people, against=floor, seed=seed)
     items, few_items = slices(pairs, item_groups(vocabulary, split.train), against=floor, seed=seed)
     gaps = fairness_gap(values.filter(pl.col("learner") == learner), people, lower_is_better=lower, seed=seed)
@@ -193,7 +193,7 @@ def examine(
 
 
 def worst_slice(found: pl.DataFrame, learner: str, kind: str, metric: str, *, lower_is_better: bool = False) -> str:
-    """The worst slice in a sentence, with its interval.
+    """The worst slice in a sentence, with its interval, and how many others are as bad.
 
     Args:
         found: what `slices` returned.
@@ -203,9 +203,11 @@ def worst_slice(found: pl.DataFrame, learner: str, kind: str, metric: str, *, lo
         lower_is_better: bool. Whether it is an error.
     """
     row = worst(found, learner, lower_is_better=lower_is_better)
+    alike = found.filter((pl.col("learner") == learner) & (pl.col("mean") == row["mean"])).height - 1
+    others = f", and {alike} more as {'high' if lower_is_better else 'low'}" if alike else ""
     return (
         f"Worst slice of {kind}: {row['feature']} {row['group']}, {metric} {row['mean']:.4f} "
-        f"[{row['low']:.4f}, {row['high']:.4f}] ({row['users']} users)."
+        f"[{row['low']:.4f}, {row['high']:.4f}] ({row['users']} users){others}."
     )
 
 
