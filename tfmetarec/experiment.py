@@ -18,7 +18,8 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version as installed_version
@@ -339,14 +340,35 @@ def judged_table(run: Path) -> evaluation.ColdStartTable:
     """The table that `evaluate` has left in a run folder.
 
     Raises:
-        ValueError: if it has not.
+        ValueError: if it has not, or not all of it.
     """
     if not (run / "metrics.parquet").exists():
         raise ValueError(f"{run} has nothing to report yet: `tfmetarec evaluate {run}` makes its table.")
-    per_user = pl.read_parquet(run / "users.parquet")
+    with _judged_anew(run):
+        per_user, summary = pl.read_parquet(run / "users.parquet"), pl.read_parquet(run / "metrics.parquet")
+        notes = json.loads((run / "metrics.json").read_text())["notes"]
     feedback = "explicit" if "mae" in per_user.columns else "implicit"
-    notes = json.loads((run / "metrics.json").read_text())["notes"]
-    return evaluation.ColdStartTable(pl.read_parquet(run / "metrics.parquet"), per_user, feedback, tuple(notes))
+    return evaluation.ColdStartTable(summary, per_user, feedback, tuple(notes))
+
+
+def examination(run: Path) -> evaluation.Examination | None:
+    """What `examine` has left in a run folder; `None` if it has not.
+
+    Raises:
+        ValueError: if not all of it is there.
+    """
+    with _judged_anew(run):
+        return evaluation.Examination.load(run / EXAMINATION)
+
+
+@contextmanager
+def _judged_anew(run: Path) -> Iterator[None]:
+    """Says how to get what cannot be read."""
+    try:
+        yield
+    except (OSError, pl.exceptions.PolarsError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"what `evaluate` left in {run} cannot be read; run it again. Received: {reason}") from error
 
 
 def compare(table: evaluation.ColdStartTable, a: str, b: str, metric: str | None = None, *, seed: int = 0) -> list[str]:
@@ -358,8 +380,9 @@ def compare(table: evaluation.ColdStartTable, a: str, b: str, metric: str | None
     known = table.per_user["learner"].unique(maintain_order=True).to_list()
     for name in (a, b):
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(known)}."
+            folded = {one.casefold(): one for one in known}
+            nearest = difflib.get_close_matches(name.casefold(), folded, n=1)
+            hint = f"did you mean {folded[nearest[0]]!r}?" if nearest else f"there are {', '.join(known)}."
             raise ValueError(f"`compare` must name learners of the table; {hint} Received: {name!r}")
     higher = table.metric_name(metric) not in evaluation.LOWER_IS_BETTER
     said = []

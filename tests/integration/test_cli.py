@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import polars as pl
 import pytest
 import yaml
 
-from tfmetarec import cli, experiment
+from tfmetarec import cli, experiment, run_report
 from tfmetarec.config import load
 from tfmetarec.data.whole_file import write_whole
 
@@ -126,6 +127,9 @@ def test_any_two_learners_are_compared_in_words(
     unknown = ["evaluate", "run", "--compare", "MAML", "ESE"]
     told = said(*unknown, monkeypatch=monkeypatch, capsys=capsys, where=run.parent, code=1)
     assert "`compare` must name learners of the table; did you mean 'EASE'? Received: 'ESE'" in told
+    small = ["evaluate", "run", "--compare", "maml", "EASE"]
+    told = said(*small, monkeypatch=monkeypatch, capsys=capsys, where=run.parent, code=1)
+    assert "did you mean 'MAML'? Received: 'maml'" in told
 
 
 def test_items_held_out_too_make_the_four_states(
@@ -166,6 +170,27 @@ def test_a_report_is_made_of_a_run_that_was_judged(
     assert "Report: two.html" in both
     (run.parent / "empty").mkdir()
     said("report", "empty", monkeypatch=monkeypatch, capsys=capsys, where=run.parent, code=1)
+
+
+@pytest.mark.parametrize(
+    "part", ["users.parquet", "metrics.json", "examination/about.json", "examination/gaps.parquet"]
+)
+def test_what_is_broken_in_a_run_is_to_be_judged_again(
+    run: Path, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(run, tmp_path / "broken")
+    (tmp_path / "broken" / part).write_text("{")
+    printed = said("report", "broken", monkeypatch=monkeypatch, capsys=capsys, where=tmp_path, code=1)
+    assert "error: what `evaluate` left in broken cannot be read; run it again. Received: " in printed
+    assert len(printed.strip().splitlines()) == 1
+
+
+def test_runs_that_were_asked_otherwise_stand_side_by_side_with_a_warning(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "other")
+    config = yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())
+    (tmp_path / "other" / "config.yaml").write_text(yaml.safe_dump({**config, "seed": 7}))
+    page, *_ = run_report.report([run, tmp_path / "other"], tmp_path / "two.html")
+    assert "<p>These runs differ in seed: a difference may be that of their users" in page.read_text()
 
 
 @pytest.mark.serving
