@@ -10,6 +10,7 @@ import numpy as np
 from tfmetarec import evaluation, experiment, tuning
 from tfmetarec.config import Config, value_of
 from tfmetarec.evaluation import report as page
+from tfmetarec.evaluation.drawing import cut
 from tfmetarec.evaluation.examination_report import examined, sliced
 
 
@@ -36,12 +37,12 @@ def report(runs: Sequence[Path], out: Path | None = None) -> list[Path]:
         own = _sections(config, run)
         if len(runs) > 1:  # Each figure has a name of its own.
             for section in own:
-                section.title = f"{config.name} ({number}): {section.title[0].lower()}{section.title[1:]}"
+                section.title = f"{cut(config.name, 30)} ({number}): {section.title[0].lower()}{section.title[1:]}"
                 section.drawings = {f"run{number}-{name}": drawing for name, drawing in section.drawings.items()}
         sections += own
     judged = [(i, run) for i, run in enumerate(runs, 1) if (run / "metrics.parquet").exists()]
     if len(judged) > 1:
-        tables = {f"{configs[run].name} ({i})": experiment.judged_table(run) for i, run in judged}
+        tables = {f"{cut(configs[run].name, 30)} ({i})": experiment.judged_table(run) for i, run in judged}
         sections.insert(0, page.side_by_side(tables, _not_alike([configs[run] for _, run in judged])))
     first = configs[runs[0]]
     title = first.name if len(runs) == 1 else f"{len(runs)} runs: {', '.join(c.name for c in configs.values())}"

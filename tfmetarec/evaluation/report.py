@@ -19,7 +19,7 @@ from tfmetarec.tasks.table import TaskTable
 
 TEMPLATE = Path(__file__).with_name("report.html.template")
 _LONGEST = 60  # Name of an item in a list, in letters.
-_WORD = re.compile(r"[^\W\d_]{2}")
+_WORD = re.compile(r"[^\W\d_]{2}|;")  # Or a list of names that are numbers.
 
 
 @dataclass
@@ -43,9 +43,9 @@ class TableOf:
     def kind(self, column: int) -> str:
         """Of a column: "" for figures, "text" for words, "text long" for those that may need more than one line."""
         cells = [row[column] for row in self.rows]
-        if not any(_WORD.search(cell) for cell in cells):
-            return ""
-        return "text long" if max(map(len, cells)) > 24 else "text"
+        if max(map(len, cells), default=0) > 24:
+            return "text long"
+        return "text" if any(_WORD.search(cell) for cell in cells) else ""
 
 
 @dataclass
