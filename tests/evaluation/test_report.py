@@ -161,7 +161,10 @@ def test_runs_judged_by_another_metric_have_a_table_of_their_own(table):
     errors = table.per_user.rename({"recall@5": "mae"}).filter(pl.col("K") == 1)
     explicit = ColdStartTable(summarized(errors, 0.95, 0), errors, "explicit")
     section = page.side_by_side({"a": table, "b": explicit}, ["They differ."])
-    assert [shown.caption for shown in section.tables] == ["recall@5 after K interactions", "mae after K interactions"]
+    assert [shown.caption for shown in section.tables] == [
+        "recall@5 after K interactions",
+        "mae after K interactions; lower is better",
+    ]
     assert [shown.columns for shown in section.tables] == [["run", "learner", "K=0", "K=1"], ["run", "learner", "K=1"]]
     assert section.tables[1].bold == {(0, 2)}  # Of errors the lowest.
     assert section.text == ["They differ."]

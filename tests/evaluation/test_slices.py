@@ -46,6 +46,23 @@ def test_only_the_users_asked_for_are_grouped_and_all_alike_are_no_group():
     assert user_groups(shop(), users=pl.Series([3])).is_empty()
 
 
+def test_groups_are_in_the_order_of_numbers_and_whole_ones_have_no_fraction():
+    data = shop()
+    people = pl.DataFrame(
+        {
+            "user_id": range(30),
+            "kids": [float(user % 3 + 9) for user in range(30)],
+            "income": [["5-9K", "10-14K", "Under 5K"][user % 3] for user in range(30)],
+            "half": [0.5 * (user % 2) for user in range(30)],
+        }
+    )
+    groups = user_groups(tmr.data.Interactions.from_frames(data.table, users=people, feedback="implicit"))
+    of = {f: part["group"].unique(maintain_order=True).to_list() for (f,), part in groups.group_by("feature")}
+    assert of["kids"] == ["9", "10", "11"]
+    assert of["income"] == ["5-9K", "10-14K", "Under 5K"]
+    assert of["half"] == ["0.0", "0.5"]
+
+
 def test_a_feature_called_like_groups_of_ours_is_told_apart():
     data = shop()
     people = data.users.select("user_id", activity="age")

@@ -190,7 +190,8 @@ def bars(
             drawing.axes.hlines(places + number * height, low, high, color=_INK, lw=1.2)
     labels_beside = [cut(name, _LONGEST) for name in names]
     drawing.axes.set_yticks(places + 0.4 - height / 2, labels=labels_beside, fontsize=9)
-    drawing.axes.set_ylim(len(names) - 0.3, -0.7)  # From the top down, no wider apart for being many.
+    edge = 0.2 + height / 2
+    drawing.axes.set_ylim(len(names) - 0.2 - height + edge, -edge)  # From the top down, no wider apart for being many.
     if len(values) > 1:
         drawing.legend()
     drawing.label(*labels)

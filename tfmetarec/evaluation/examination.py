@@ -138,12 +138,21 @@ def examine(
         seed: int: of the order, of ties and of intervals.
 
     Raises:
-        ValueError: if `learner` is not among the recommenders, or as `cold_start`.
+        ValueError: if `learner` is not among the recommenders, `positive_rating` parts no ratings, or as `cold_start`.
     """
     learners = tuple(learners) or (learner,)
     for name in (learner, *learners):
         if name not in recommenders:
             raise ValueError(f"`learner` must be one of {', '.join(recommenders)}. Received: learner={name!r}")
+    if vocabulary.specs.feedback == "implicit":
+        positive_rating = None
+    else:
+        low, high = vocabulary.label_range
+        positive_rating = low + 0.75 * (high - low) if positive_rating is None else positive_rating
+        if not low < positive_rating <= high:  # Else all are positive, or none.
+            raise ValueError(
+                f"`positive_rating` must be above {low:g} and at most {high:g}. Received: {positive_rating:g}"
+            )
     tell = progress or (lambda words: None)
     asked: dict[str, Any] = {"query": query, "top_k": top_k, "order": order, "seed": seed}
     options: dict[str, Any] = {**asked, "vocabulary": vocabulary, "shots": (shots,), "predictions": True}
@@ -155,11 +164,6 @@ def examine(
         **options,
     )
     floor = test.best_floor(shots, learners) if len(recommenders) > len(set(learners)) else None
-    if test.feedback == "implicit":
-        positive_rating = None
-    elif positive_rating is None:
-        low, high = vocabulary.label_range
-        positive_rating = low + 0.75 * (high - low)
     figures, reliability = _probabilities(test, validation, positive_rating)
     tell("grouping users and items")
     shown = list(dict.fromkeys([learner, *learners, *([floor] if floor else [])]))

@@ -56,7 +56,7 @@ def sliced(
         intervals={learner: (parts[learner]["low"].to_list(), parts[learner]["high"].to_list())},
     )
     caption = f"{metric} at K={k}, mean over users; of each feature at most the {MOST_GROUPS} largest groups"
-    table = TableOf(caption, columns, cells)
+    table = TableOf(f"{caption}; lower is better" if lower else caption, columns, cells)
     return Section(title, told, [table], {f"slices-{kind}": drawing})
 
 

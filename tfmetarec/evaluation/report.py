@@ -128,7 +128,8 @@ def headline(table: ColdStartTable, learners: Sequence[str], metric: str | None 
                 bold.add((i, j))
         cells.append(line)
     strong = frozenset(i for i, name in enumerate(names) if name in learners)
-    caption = f"{metric} after K interactions, {rows['users'][0]} users never seen; {table.confidence:.0%} intervals."
+    caption = f"{metric} after K interactions, {rows['users'][0]} users never seen; {table.confidence:.0%} intervals"
+    caption += "; lower is better." if metric in LOWER_IS_BETTER else "."
     found = TableOf(caption, ["", *(f"K={k}" for k in shots)], cells, frozenset(bold), strong)
     lower = metric in LOWER_IS_BETTER
     said = []
@@ -164,7 +165,8 @@ def side_by_side(tables: Mapping[str, ColdStartTable], notes: Sequence[str] = ()
         bold = {(i, j + 2) for i, row in enumerate(rows) for j, value in enumerate(row[2]) if value == best[j]}
         cells = [[name, learner, *map(plain, values)] for name, learner, values in rows]
         columns = ["run", "learner", *(f"K={k}" for k in shots)]
-        shown.append(TableOf(f"{metric} after K interactions", columns, cells, frozenset(bold)))
+        caption = f"{metric} after K interactions{'; lower is better' if metric in LOWER_IS_BETTER else ''}"
+        shown.append(TableOf(caption, columns, cells, frozenset(bold)))
     return Section("Side by side", notes, shown)
 
 

@@ -261,14 +261,17 @@ def _bands(counts: np.ndarray, number: int, unit: str, of: np.ndarray | None = N
 def _long(key: str, ids: pl.Series, feature: str, names: np.ndarray) -> pl.DataFrame:
     """Groups in the order of the numbers in their names; none if there is but one."""
     frame = pl.DataFrame({key: ids, "feature": feature, "group": names.tolist()})
-    if frame["group"].n_unique() < 2:
-        return frame.clear()
-    number = pl.col("group").str.extract(r"^([\d,]+)").str.replace_all(",", "").cast(pl.Int64)
-    return frame.sort(number, maintain_order=True)
+    return frame.clear() if frame["group"].n_unique() < 2 else _in_order(frame)
+
+
+def _in_order(groups: pl.DataFrame) -> pl.DataFrame:
+    """Groups by the numbers that their names begin with, the others behind them by the alphabet."""
+    number = pl.col("group").str.extract(r"^(-?[\d,]*\.?\d+)").str.replace_all(",", "").cast(pl.Float64, strict=False)
+    return groups.sort(number, "group", nulls_last=True, maintain_order=True)
 
 
 def _features(table: pl.DataFrame, key: str, taken: str, *, lists: bool) -> list[pl.DataFrame]:
-    """The largest groups of each feature, in alphabetical order; with `lists`, of each entry of a list too.
+    """The largest groups of each feature, in order; with `lists`, of each entry of a list too.
 
     A feature with the name that is `taken` gets another.
     """
@@ -280,13 +283,17 @@ def _features(table: pl.DataFrame, key: str, taken: str, *, lists: bool) -> list
         name = f"{feature} (feature)" if feature == taken else feature
         long = table.select(key, pl.lit(name).alias("feature"), group=pl.col(feature))
         long = long.explode("group").unique(maintain_order=True) if is_list else long
+        if kind.is_float():
+            long = long.with_columns(pl.col("group").fill_nan(None))
+        if kind.is_float() and (long["group"].drop_nulls() % 1 == 0).all():
+            long = long.with_columns(pl.col("group").cast(pl.Int64))  # 2 and not 2.0.
         long = long.with_columns(pl.col("group").cast(pl.String)).filter(pl.col("group").is_not_null())
         sizes = long["group"].value_counts().sort(["count", "group"], descending=[True, False])
         many = sizes.height > _MOST_VALUES
         if sizes.height < 2 or (many and (kind.is_numeric() or (not is_list and _hardly_repeats(sizes)))):
             continue
         kept = sizes["group"].head(MOST_GROUPS)
-        found.append(long.filter(pl.col("group").is_in(kept.implode())).sort("group", maintain_order=True))
+        found.append(_in_order(long.filter(pl.col("group").is_in(kept.implode()))))
     return found
 
 
