@@ -131,3 +131,5 @@ def test_an_unknown_learner_is_refused(implicit):
     split, vocabulary, named, *_ = implicit
     with pytest.raises(ValueError, match="`learner` must be one of popularity, .*MAML. Received: learner='nobody'"):
         examine(named, split, vocabulary, "nobody", shots=4, **ASKED)
+    with pytest.raises(ValueError, match="`learners` must be of popularity, .*MAML. Received: 'nobody'"):
+        examine(named, split, vocabulary, "MAML", learners=["MAML", "nobody"], shots=4, **ASKED)

@@ -109,7 +109,9 @@ def cold_states(
     """
     check_options((shots,), query, top_k, confidence, seed)
     if missing := [part for part in ("train", "test", "warm", "item_cold", "both_cold") if part not in split.parts]:
-        raise ValueError(f"`split` must have a part {missing[0]!r}, as `every_state` makes it. Received: {split!r}")
+        raise ValueError(
+            f"`split` must have a part {missing[0]!r}, as `every_state` makes it. Received: {', '.join(split.parts)}"
+        )
     named = dict(recommenders)
     if floors:
         fitted = fitted_floors(split.train, vocabulary, seed=seed)

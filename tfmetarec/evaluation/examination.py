@@ -138,18 +138,20 @@ def examine(
         seed: int: of the order, of ties and of intervals.
 
     Raises:
-        ValueError: if `learner` is not among the recommenders, `positive_rating` parts no ratings, or as `cold_start`.
+        ValueError: if a learner is not among the recommenders, `positive_rating` parts no ratings, or as `cold_start`.
     """
     learners = tuple(learners) or (learner,)
-    for name in (learner, *learners):
-        if name not in recommenders:
-            raise ValueError(f"`learner` must be one of {', '.join(recommenders)}. Received: learner={name!r}")
+    if learner not in recommenders:
+        raise ValueError(f"`learner` must be one of {', '.join(recommenders)}. Received: learner={learner!r}")
+    if unknown := [name for name in learners if name not in recommenders]:
+        raise ValueError(f"`learners` must be of {', '.join(recommenders)}. Received: {unknown[0]!r}")
     if vocabulary.specs.feedback == "implicit":
         positive_rating = None
     else:
         low, high = vocabulary.label_range
-        positive_rating = low + 0.75 * (high - low) if positive_rating is None else positive_rating
-        if not low < positive_rating <= high:  # Else all are positive, or none.
+        if positive_rating is None:
+            positive_rating = low + 0.75 * (high - low)
+        elif not low < positive_rating <= high:  # Else all are positive, or none.
             raise ValueError(
                 f"`positive_rating` must be above {low:g} and at most {high:g}. Received: {positive_rating:g}"
             )
