@@ -48,3 +48,15 @@ def labelled(labels: Any, values: Any, name: str = "scores") -> tuple[np.ndarray
     if (wrong := ~np.isfinite(values)).any():
         raise ValueError(f"`{name}` must be finite. Received: {values[wrong][0]}")
     return labels.astype(np.int64), values
+
+
+def check_scores(who: str, scores: np.ndarray, wanted: tuple[int, ...], *, ranking: bool = False) -> None:
+    """Refuses what a recommender gave in place of scores; infinite ones put an item first or last in a `ranking`.
+
+    Raises:
+        ValueError: if the shape is another one, or a score is NaN or infinite.
+    """
+    if scores.shape != wanted:
+        raise ValueError(f"{who} must score {wanted} items here. Received: shape {scores.shape}")
+    if np.isnan(scores).any() or (not ranking and not np.isfinite(scores).all()):
+        raise ValueError(f"{who} must give finite scores. Received: NaN or infinity")

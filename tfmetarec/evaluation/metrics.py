@@ -143,6 +143,10 @@ def ndcg_at_k(top: np.ndarray, relevant: np.ndarray, relevant_length: np.ndarray
     return _ratio(hits @ discount, ideal)
 
 
+RANKING = {"recall": recall_at_k, "ndcg": ndcg_at_k, "hit_rate": hit_rate, "mrr": mrr}
+"""What a list is judged by, by the names in tables."""
+
+
 def coverage(top: np.ndarray, n_items: int) -> float:
     """The share of the catalogue, rows 1 to `n_items` - 1, that at least one user was shown.
 
