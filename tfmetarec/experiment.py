@@ -377,19 +377,27 @@ def compare(table: evaluation.ColdStartTable, a: str, b: str, metric: str | None
     Raises:
         ValueError: if the table has no such learner.
     """
-    known = table.per_user["learner"].unique(maintain_order=True).to_list()
-    for name in (a, b):
-        if name not in known:
-            folded = {one.casefold(): one for one in known}
-            nearest = difflib.get_close_matches(name.casefold(), folded, n=1)
-            hint = f"did you mean {folded[nearest[0]]!r}?" if nearest else f"there are {', '.join(known)}."
-            raise ValueError(f"`compare` must name learners of the table; {hint} Received: {name!r}")
+    check_compared((a, b), table.per_user["learner"].unique(maintain_order=True).to_list())
     higher = table.metric_name(metric) not in evaluation.LOWER_IS_BETTER
     said = []
     for k in table.per_user["K"].unique(maintain_order=True):
         found = table.compare(a, b, k, metric, seed=seed)
         said.append(f"K={k}: {found.verdict(a, b, higher_is_better=higher)} (p = {found.p_value:.2g})")
     return said
+
+
+def check_compared(names: Sequence[str], known: Sequence[str]) -> None:
+    """Refuses names that are not those of learners in the table.
+
+    Raises:
+        ValueError: with the nearest one that is.
+    """
+    for name in names:
+        if name not in known:
+            folded = {one.casefold(): one for one in known}
+            nearest = difflib.get_close_matches(name.casefold(), folded, n=1)
+            hint = f"did you mean {folded[nearest[0]]!r}?" if nearest else f"there are {', '.join(known)}."
+            raise ValueError(f"`compare` must name learners of the table; {hint} Received: {name!r}")
 
 
 def hyper_model(config: Config, prepared: Prepared) -> tuning.MetaHyperModel:

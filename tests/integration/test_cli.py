@@ -97,8 +97,14 @@ def test_a_run_is_not_continued_with_another_configuration(run: Path) -> None:
     assert "run holds a run with another configuration: `seed` is 1 there and 2 here" in said
 
 
-def test_evaluate_prints_the_table_and_writes_what_it_shows(run: Path) -> None:
-    printed = tfmetarec("evaluate", "run", "--predictions", cwd=run.parent)
+@pytest.fixture(scope="module")
+def judged(run: Path) -> str:
+    """What `evaluate` says of the run."""
+    return tfmetarec("evaluate", "run", "--predictions", cwd=run.parent)
+
+
+def test_evaluate_prints_the_table_and_writes_what_it_shows(run: Path, judged: str) -> None:
+    printed = judged
     assert "Predictions: run/predictions.parquet" in printed
     for name in ("popularity", "item-KNN", "EASE", "iALS fold-in", "FineTuning", "MAML", "K=5"):
         assert name in printed
@@ -113,7 +119,7 @@ def test_evaluate_prints_the_table_and_writes_what_it_shows(run: Path) -> None:
 
 
 def test_any_two_learners_are_compared_in_words(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    run: Path, judged: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     told = said(
         "evaluate", "run", "--compare", "MAML", "EASE", monkeypatch=monkeypatch, capsys=capsys, where=run.parent
@@ -130,6 +136,11 @@ def test_any_two_learners_are_compared_in_words(
     small = ["evaluate", "run", "--compare", "maml", "EASE"]
     told = said(*small, monkeypatch=monkeypatch, capsys=capsys, where=run.parent, code=1)
     assert "did you mean 'MAML'? Received: 'maml'" in told
+    before = (run / "metrics.parquet").stat().st_mtime_ns
+    again = ["evaluate", "run", "--predictions", "--compare", "MAML", "nobody"]
+    told = said(*again, monkeypatch=monkeypatch, capsys=capsys, where=run.parent, code=1)
+    assert "`compare` must name learners of the table; there are popularity, " in told
+    assert (run / "metrics.parquet").stat().st_mtime_ns == before  # Refused before anything was judged.
 
 
 def test_items_held_out_too_make_the_four_states(
@@ -153,7 +164,7 @@ def test_items_held_out_too_make_the_four_states(
 
 
 def test_a_report_is_made_of_a_run_that_was_judged(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    run: Path, judged: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     printed = said("report", "run", monkeypatch=monkeypatch, capsys=capsys, where=run.parent)
     assert "Report: run/report.html" in printed
@@ -176,7 +187,7 @@ def test_a_report_is_made_of_a_run_that_was_judged(
     "part", ["users.parquet", "metrics.json", "examination/about.json", "examination/gaps.parquet"]
 )
 def test_what_is_broken_in_a_run_is_to_be_judged_again(
-    run: Path, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    run: Path, judged: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     shutil.copytree(run, tmp_path / "broken")
     (tmp_path / "broken" / part).write_text("{")
@@ -185,7 +196,9 @@ def test_what_is_broken_in_a_run_is_to_be_judged_again(
     assert len(printed.strip().splitlines()) == 1
 
 
-def test_runs_that_were_asked_otherwise_stand_side_by_side_with_a_warning(run: Path, tmp_path: Path) -> None:
+def test_runs_that_were_asked_otherwise_stand_side_by_side_with_a_warning(
+    run: Path, judged: str, tmp_path: Path
+) -> None:
     shutil.copytree(run, tmp_path / "other")
     config = yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())
     (tmp_path / "other" / "config.yaml").write_text(yaml.safe_dump({**config, "seed": 7}))
