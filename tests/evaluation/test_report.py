@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 import tfmetarec as tmr
-from tfmetarec.evaluation import ColdStartTable, Examination, fairness_gap, slices, user_values
+from tfmetarec.evaluation import ColdStartTable, Examination, drawing, fairness_gap, slices, user_values
 from tfmetarec.evaluation import report as page
 from tfmetarec.evaluation.cold_start import summarized
 from tfmetarec.evaluation.cold_states import STATES
@@ -225,6 +225,11 @@ def test_the_example_names_what_was_rated_and_how():
 @pytest.fixture(scope="module")
 def written(table, tmp_path_factory):
     histories = {"MAML": [{"loss": 2.0, "val_ndcg": 0.1}, {"loss": 1.0, "val_ndcg": 0.2}], "none": []}
+    name = "a name beside bars that is much too long for them"
+    labels = ("A title that is as wide as the figure, and more", "so many words about what is across, and more", "")
+    narrow = drawing.bars(
+        "Long names.", [name], {"MAML, distilled, with prototypes, and the rest of it": [1.0], "b": [0.5]}, labels
+    )
     long = page.TableOf("Wide", ["", *map(str, range(40))], [["row", *["1.2345"] * 40], ["x" * 90, *["0"] * 40]])
     sections = [
         page.headline(table, ["MAML"]),
@@ -232,7 +237,7 @@ def written(table, tmp_path_factory):
         *examined(examination(table), ["MAML"]),
         page.training(histories),
         page.Section("Nothing"),
-        page.Section("<b>Marks</b>", ["5 < 6 & <script>"], [long]),
+        page.Section("<b>Marks</b>", ["5 < 6 & <script>"], [long], {"narrow": narrow}),
     ]
     out = tmp_path_factory.mktemp("page") / "made" / "report.html"
     return page.write_report(out, "A run", [("data", "made up")], sections)
@@ -250,12 +255,13 @@ def test_the_page_is_one_file_with_every_figure_and_no_address_elsewhere(written
         "reliability.svg",
         "training-loss.svg",
         "training-val_ndcg.svg",
+        "narrow.svg",
     ]
     assert all(file.with_suffix(".png").exists() for file in written[1:])
     assert re.findall('<figure id="([^"]+)"', text) == [file.stem for file in written[1:]]
     alternatives = re.findall('<svg role="img" aria-label="([^"]+)"', text)
     assert alternatives[1] == "At K=1, MAML is better than popularity for 75% of users and worse for 25%."
-    assert len(alternatives) == 9
+    assert len(alternatives) == 10
     assert not re.findall(r'(?:src|href)="https?:', text)
     assert "<h2>Nothing</h2>" not in text
     assert "5 &lt; 6 &amp; &lt;script&gt;" in text
@@ -299,4 +305,4 @@ def test_a_browser_shows_every_figure_and_nothing_sticks_out(written, width, tmp
         [*command, "--dump-dom", outer.as_uri()], check=True, capture_output=True, text=True, timeout=120
     )
     (found,) = re.findall('data-told="([^"]+)"', ran.stdout)
-    assert found == f"0 9 0 {width}"  # Nothing sticks out of the page, or of a figure.
+    assert found == f"0 10 0 {width}"  # Nothing sticks out of the page, or of a figure.

@@ -14,7 +14,7 @@ from tfmetarec.data.whole_file import write_whole
 # Okabe and Ito's colours, https://doi.org/10.1038/nmeth.1618: the first is for what a figure is about.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#888888"
-_LONGEST = 34  # Name beside a bar, in letters.
+LONGEST = 34  # Name beside a bar, in letters.
 _WIDE = 54  # Letters of a line over the width of a figure.
 _INK = "#123457"  # Whatever is drawn in it takes the colour of the page's text.
 _STYLE = {
@@ -63,8 +63,10 @@ class Drawing:
 
     def label(self, title: str, x: str, y: str) -> None:
         """Names the figure and its axes."""
-        self.axes.set_title(textwrap.fill(title, _WIDE - 6), loc="left", fontsize=11, color=_INK)
-        self.axes.set(xlabel=textwrap.fill(x, _WIDE), ylabel=y)
+        # Both may be wider than the axes, beside which there may be long names: they have the width of the figure.
+        self.figure.suptitle(textwrap.fill(title, _WIDE), x=0.01, ha="left", fontsize=11, color=_INK)
+        self.axes.set_xlabel(textwrap.fill(x, _WIDE), loc="right" if len(x) > _WIDE // 2 else "center")
+        self.axes.set_ylabel(y)
 
     def legend(self) -> None:
         """Says what the marks are, in columns under the figure, which grows by its rows."""
@@ -188,7 +190,7 @@ def bars(
         if intervals is not None and series in intervals:
             low, high = (np.asarray(end, float) for end in intervals[series])
             drawing.axes.hlines(places + number * height, low, high, color=_INK, lw=1.2)
-    labels_beside = [cut(name, _LONGEST) for name in names]
+    labels_beside = [cut(name, LONGEST) for name in names]
     drawing.axes.set_yticks(places + 0.4 - height / 2, labels=labels_beside, fontsize=9)
     edge = 0.2 + height / 2
     drawing.axes.set_ylim(len(names) - 0.2 - height + edge, -edge)  # From the top down, no wider apart for being many.
