@@ -1,8 +1,8 @@
 """tfmetarec: TensorFlow recommenders that adapt to a new user inside the request.
 
 `import tfmetarec as tmr`, then `tmr.data`, `tmr.tasks`, `tmr.models`, `tmr.optimizers`, `tmr.meta`, `tmr.transfer`,
-`tmr.evaluation`, `tmr.export`, `tmr.tuning`, `tmr.server`, `tmr.client` and `tmr.experiment`. Each is imported when it
-is first used, so that `tfmetarec --help` does not wait for TensorFlow.
+`tmr.evaluation`, `tmr.export`, `tmr.tuning`, `tmr.server`, `tmr.client`, `tmr.experiment` and `tmr.crossing`. Each is
+imported when it is first used, so that `tfmetarec --help` does not wait for TensorFlow.
 """
 
 import importlib
@@ -14,6 +14,7 @@ from types import ModuleType
 __version__ = _version("tfmetarec")
 __all__ = [
     "client",
+    "crossing",
     "data",
     "evaluation",
     "experiment",

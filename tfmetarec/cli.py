@@ -107,17 +107,17 @@ def transfer(
 
     settings = load(config or _own_config(run), overrides or ())
     with _tensorflow():
-        from tfmetarec import experiment
+        from tfmetarec import crossing, experiment
         from tfmetarec.console import cold_start_table
     with console.status("preparing") as status:
-        crossing = experiment.prepare_crossing(settings)
+        prepared = crossing.prepare(settings)
         folder = experiment.start_run(settings, run)
         status.update(Text(f"fitting {settings.transfer.method}"))
-        method = experiment.cross(settings, folder, crossing)
-        table = experiment.evaluate_crossing(
+        method = crossing.fit(settings, folder, prepared)
+        table = crossing.evaluate(
             settings,
             folder,
-            crossing,
+            prepared,
             method,
             progress=lambda name, k: status.update(Text(f"judging {name} at K={k}")),
         )
@@ -212,6 +212,8 @@ def evaluate(
     learners = experiment.learners(config, run)
     with console.status("preparing") as status:
         prepared = experiment.prepare(config)
+        if compare is not None:  # A wrong name shows now, and not after judging.
+            experiment.check_compared(compare, [*(prepared.floors if config.evaluation.floors else ()), *learners])
         table = experiment.evaluate(
             config,
             run,

@@ -17,8 +17,8 @@ import json
 import os
 import platform
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version as installed_version
@@ -36,7 +36,7 @@ from tfmetarec.data.whole_file import write_whole
 from tfmetarec.evaluation.drawing import save_all
 from tfmetarec.meta import Checkpoint, GradientLearner, MetaLearner
 from tfmetarec.meta.losses import SampledSoftmax
-from tfmetarec.parts import INNER, check_parts, find, naming_options, parameters_of
+from tfmetarec.parts import INNER, check_parts, find, naming_options
 from tfmetarec.search_space import search_space
 
 NEW_ITEMS = "new_items.parquet"
@@ -230,7 +230,7 @@ def _train_one(
     if is_completed:
         learner = _complete(config, learner, prepared.split.train)
     _write(run / f"{name}-history.json", json.dumps(checkpoint.history, indent=1))
-    _save(learner, finished)
+    save_learner(learner, finished)
     return learner
 
 
@@ -302,7 +302,7 @@ def evaluate(
         progress=progress,
         seed=config.seed,
     )
-    _write_table(run, table)
+    write_table(run, table)
     return table
 
 
@@ -339,14 +339,35 @@ def judged_table(run: Path) -> evaluation.ColdStartTable:
     """The table that `evaluate` has left in a run folder.
 
     Raises:
-        ValueError: if it has not.
+        ValueError: if it has not, or not all of it.
     """
     if not (run / "metrics.parquet").exists():
         raise ValueError(f"{run} has nothing to report yet: `tfmetarec evaluate {run}` makes its table.")
-    per_user = pl.read_parquet(run / "users.parquet")
+    with _judged_anew(run):
+        per_user, summary = pl.read_parquet(run / "users.parquet"), pl.read_parquet(run / "metrics.parquet")
+        notes = json.loads((run / "metrics.json").read_text())["notes"]
     feedback = "explicit" if "mae" in per_user.columns else "implicit"
-    notes = json.loads((run / "metrics.json").read_text())["notes"]
-    return evaluation.ColdStartTable(pl.read_parquet(run / "metrics.parquet"), per_user, feedback, tuple(notes))
+    return evaluation.ColdStartTable(summary, per_user, feedback, tuple(notes))
+
+
+def examination(run: Path) -> evaluation.Examination | None:
+    """What `examine` has left in a run folder; `None` if it has not.
+
+    Raises:
+        ValueError: if not all of it is there.
+    """
+    with _judged_anew(run):
+        return evaluation.Examination.load(run / EXAMINATION)
+
+
+@contextmanager
+def _judged_anew(run: Path) -> Iterator[None]:
+    """Says how to get what cannot be read."""
+    try:
+        yield
+    except (OSError, pl.exceptions.PolarsError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"what `evaluate` left in {run} cannot be read; run it again. Received: {reason}") from error
 
 
 def compare(table: evaluation.ColdStartTable, a: str, b: str, metric: str | None = None, *, seed: int = 0) -> list[str]:
@@ -355,18 +376,27 @@ def compare(table: evaluation.ColdStartTable, a: str, b: str, metric: str | None
     Raises:
         ValueError: if the table has no such learner.
     """
-    known = table.per_user["learner"].unique(maintain_order=True).to_list()
-    for name in (a, b):
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(known)}."
-            raise ValueError(f"`compare` must name learners of the table; {hint} Received: {name!r}")
+    check_compared((a, b), table.per_user["learner"].unique(maintain_order=True).to_list())
     higher = table.metric_name(metric) not in evaluation.LOWER_IS_BETTER
     said = []
     for k in table.per_user["K"].unique(maintain_order=True):
         found = table.compare(a, b, k, metric, seed=seed)
         said.append(f"K={k}: {found.verdict(a, b, higher_is_better=higher)} (p = {found.p_value:.2g})")
     return said
+
+
+def check_compared(names: Sequence[str], known: Sequence[str]) -> None:
+    """Refuses names that are not those of learners in the table.
+
+    Raises:
+        ValueError: with the nearest one that is.
+    """
+    for name in names:
+        if name not in known:
+            folded = {one.casefold(): one for one in known}
+            nearest = difflib.get_close_matches(name.casefold(), folded, n=1)
+            hint = f"did you mean {folded[nearest[0]]!r}?" if nearest else f"there are {', '.join(known)}."
+            raise ValueError(f"`compare` must name learners of the table; {hint} Received: {name!r}")
 
 
 def hyper_model(config: Config, prepared: Prepared) -> tuning.MetaHyperModel:
@@ -499,105 +529,6 @@ def tune(
     except ImportError:  # An extra.
         plots = []
     return Tuned(tuner, trials, best, found, run / "best.yaml", plots)
-
-
-@dataclass(frozen=True)
-class Crossing:
-    """The data of an experiment across two domains."""
-
-    split: data.Split
-    domains: transfer.Domains
-
-
-def prepare_crossing(config: Config) -> Crossing:
-    """Loads the data of both domains and hides the target from a share of the users whom both have.
-
-    Raises:
-        ValueError: if a domain is not named, not there, or no user has both.
-    """
-    wanted = config.transfer
-    if config.split.cold_item_share:
-        raise ConfigError("`split.cold_item_share` is not for a run across domains: there no items are held out.")
-    for name in ("source", "target"):
-        if getattr(wanted, name) is None:
-            raise ConfigError(f"`transfer.{name}` must name a domain of the data. Received: none")
-    _crossing_method(config)
-    with naming_options("data.options", config.data.options):
-        interactions = data.load(config.data.source, **config.data.options)
-    split = data.by_domain(
-        interactions,
-        source=str(wanted.source),
-        target=str(wanted.target),
-        test_share=config.split.test_share,
-        seed=config.seed,
-    )
-    domains = transfer.Domains.of(split["source"], split["train"], min_item_users=config.vocabulary.min_item_users)
-    return Crossing(split, domains)
-
-
-def cross(config: Config, run: Path, crossing: Crossing) -> transfer.CrossDomainMethod:
-    """Fits the configured method, choosing on validation users, or loads what an earlier call has fitted."""
-    folder = run / "method"
-    if folder.exists():
-        return transfer.load_method(folder)
-    keras.utils.set_random_seed(config.seed)
-    method = transfer.cross_domain(
-        _crossing_method(config),
-        crossing.split["source"],
-        crossing.split["train"],
-        validation_share=config.split.validation_share,
-        min_item_users=config.vocabulary.min_item_users,
-        seed=config.seed,
-    )
-    if (learner := getattr(method, "learner", None)) is not None:  # It can be exported like any other.
-        _save(learner, run / "learner.keras")
-    with tempfile.TemporaryDirectory(prefix=".method-", dir=run) as staged:  # All of it, or nothing.
-        method.save(Path(staged) / "method")
-        os.replace(Path(staged) / "method", folder)
-    return method
-
-
-def _crossing_method(config: Config) -> transfer.CrossDomainMethod:
-    """The configured method; one that trains a learner gets the configured one."""
-    kind, options = transfer.method_class(config.transfer.method), dict(config.transfer.options)
-    parameters = parameters_of(kind)
-    # A configured learner is compiled already, so that the method's own rate would be ignored.
-    known = [name for name in parameters if name not in ("learner", "learning_rate")]
-    for name in options:
-        if name not in known:
-            raise ConfigError(f"unknown key `transfer.options.{name}`; known: {', '.join(known)}.")
-    if "learner" in parameters:
-        options["learner"] = functools.partial(build_learner, config)
-    for name in set(parameters) & {"teacher", "transfer"}:  # A method around another one.
-        inner = transfer.method_class(options.get(name, "joint_training"))
-        options[name] = inner(**({"seed": config.seed} if "seed" in parameters_of(inner) else {}))
-    if "seed" in parameters:
-        options.setdefault("seed", config.seed)
-    with naming_options("transfer.options", config.transfer.options):
-        return kind(**options)
-
-
-def evaluate_crossing(
-    config: Config,
-    run: Path,
-    crossing: Crossing,
-    method: transfer.CrossDomainMethod,
-    *,
-    progress: Callable[[str, int], None] | None = None,
-) -> evaluation.ColdStartTable:
-    """The table on test users, who are cold in the target, written into the run folder."""
-    table = evaluation.cross_domain(
-        {method.name: method},
-        crossing.domains,
-        crossing.split["test"],
-        shots=config.transfer.shots,
-        top_k=config.evaluation.top_k,
-        floors=config.evaluation.floors,
-        progress=progress,
-        seed=config.seed,
-    )
-    _write_table(run, table)
-    return table
 
 
 def new_items(run: Path, learner: MetaLearner, files: Sequence[Path] = ()) -> pl.DataFrame | None:
@@ -782,14 +713,16 @@ def _flat(values: Any, path: str = "") -> dict[str, Any]:
     return {k: v for key, value in values.items() for k, v in _flat(value, f"{path}.{key}".lstrip(".")).items()}
 
 
-def _write_table(run: Path, table: evaluation.ColdStartTable) -> None:
+def write_table(run: Path, table: evaluation.ColdStartTable) -> None:
+    """Leaves a table in a run folder, as `judged_table` reads it."""
     for name, frame in (("metrics", table.summary), ("users", table.per_user)):
         with write_whole(run / f"{name}.parquet") as partial:
             frame.write_parquet(partial)
     _write(run / "metrics.json", json.dumps({"notes": table.notes, "rows": table.summary.to_dicts()}, indent=1))
 
 
-def _save(learner: MetaLearner, path: Path) -> None:
+def save_learner(learner: MetaLearner, path: Path) -> None:
+    """Writes a learner, whole or not at all."""
     with write_whole(path) as partial:
         learner.save(partial)
 

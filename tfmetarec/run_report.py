@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from tfmetarec import evaluation, experiment, tuning
-from tfmetarec.config import Config
+from tfmetarec.config import Config, value_of
 from tfmetarec.evaluation import report as page
+from tfmetarec.evaluation.drawing import cut
 from tfmetarec.evaluation.examination_report import examined, sliced
 
 
@@ -36,14 +37,13 @@ def report(runs: Sequence[Path], out: Path | None = None) -> list[Path]:
         own = _sections(config, run)
         if len(runs) > 1:  # Each figure has a name of its own.
             for section in own:
-                section.title = f"{config.name} ({number}): {section.title[0].lower()}{section.title[1:]}"
+                section.title = f"{cut(config.name, 30)} ({number}): {section.title[0].lower()}{section.title[1:]}"
                 section.drawings = {f"run{number}-{name}": drawing for name, drawing in section.drawings.items()}
         sections += own
     judged = [(i, run) for i, run in enumerate(runs, 1) if (run / "metrics.parquet").exists()]
     if len(judged) > 1:
-        sections.insert(
-            0, page.side_by_side({f"{configs[run].name} ({i})": experiment.judged_table(run) for i, run in judged})
-        )
+        tables = {f"{cut(configs[run].name, 30)} ({i})": experiment.judged_table(run) for i, run in judged}
+        sections.insert(0, page.side_by_side(tables, _not_alike([configs[run] for _, run in judged])))
     first = configs[runs[0]]
     title = first.name if len(runs) == 1 else f"{len(runs)} runs: {', '.join(c.name for c in configs.values())}"
     versions = json.loads((runs[0] / "environment.json").read_text())["versions"]
@@ -54,6 +54,19 @@ def report(runs: Sequence[Path], out: Path | None = None) -> list[Path]:
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
     return page.write_report(out or runs[0] / "report.html", title, about, sections)
+
+
+def _not_alike(configs: Sequence[Config]) -> list[str]:
+    """What is not the same in runs that stand side by side, so that their users were not asked the same."""
+    keys = ("data", "split", "seed", "vocabulary", "tasks.order", "evaluation.query")
+    asked = [
+        {**{key: value_of(config, key) for key in keys}, "evaluation.shots": max(config.evaluation.shots)}
+        for config in configs
+    ]
+    other = [key for key in asked[0] if any(one[key] != asked[0][key] for one in asked)]
+    if not other:
+        return []
+    return [f"These runs differ in {', '.join(other)}: a difference may be that of their users, or of what was asked."]
 
 
 def _sections(config: Config, run: Path) -> list[page.Section]:
@@ -91,16 +104,15 @@ def _looked_at(
     config: Config, run: Path, prepared: experiment.Prepared, table: evaluation.ColdStartTable, names: Sequence[str]
 ) -> list[page.Section]:
     """What `evaluate` has found beside the table; of an older run, or a quickstart's, the groups of users alone."""
-    found = evaluation.Examination.load(run / experiment.EXAMINATION)
+    found = experiment.examination(run)
     if found is not None:
         return examined(found, names)
     k = int(table.per_user["K"].max())  # type: ignore[arg-type]
     floor = table.best_floor(k, names) if table.per_user["learner"].n_unique() > len(names) else None
     shown = [names[-1], *([floor] if floor else [])]
     values = evaluation.user_values(table, shown, k)
-    groups, few = evaluation.slices(
-        values, evaluation.user_groups(prepared.split.test), against=floor, seed=config.seed
-    )
+    people = evaluation.user_groups(prepared.split.test, users=values["user_id"].unique())
+    groups, few = evaluation.slices(values, people, against=floor, seed=config.seed)
     return [sliced(groups, few, names[-1], floor, table.metric_name(), k)]
 
 

@@ -35,6 +35,7 @@ TOPICS = {
     "server": [],
     "client": ["client.support_file"],
     "experiment": [],
+    "crossing": [],
     "config": ["config.load", "config.with_values", "config.value_of", "config.ConfigError"],
 }
 """Each page of the reference, and what it shows besides the names of its package."""

@@ -475,6 +475,26 @@ def test_a_mistake_about_a_shape_is_named(request, files, old, new, message):
         Interactions.from_files(mapping)
 
 
+def test_a_table_without_any_item_is_refused(tmp_path):
+    (tmp_path / "wide.csv").write_text("u,a,b\n1,0,\n2,,0\n")
+    (tmp_path / "listed.csv").write_text("u,i\n1,\n2, \n")
+    for shape in (
+        {"path": "wide.csv", "item_columns": ["a", "b"]},
+        {"path": "listed.csv", "item_id": "i", "item_separator": " "},
+    ):
+        section = {**shape, "user_id": "u", "path": tmp_path / shape["path"]}
+        with pytest.raises(
+            DataError, match="`interactions` must hold items. Received: empty cells or labels of 0 alone"
+        ):
+            Interactions.from_files({"feedback": "implicit", "interactions": section})
+
+
+def test_no_tables_of_pairs_are_no_users(tmp_path):
+    mapping = write(tmp_path, '{"u": 1, "i": 2}\n', "jsonl")
+    with pytest.raises(DataError, match="`users` of the mapping must have the key 'path'"):
+        Interactions.from_files({**mapping, "users": {"user_id": "u", "lists": {}}})
+
+
 def test_how_text_is_written_is_not_said_of_other_files(tmp_path):
     mapping = write(tmp_path, '{"u": 1, "i": 2}\n', "jsonl")
     mapping["interactions"]["columns"] = ["u", "i"]

@@ -57,6 +57,8 @@ def test_platt_keeps_the_order_and_the_mean_and_stays_finite():
     # Scores that say nothing give everybody the share of positives, a little drawn to the middle.
     same = Platt.fit(np.array([0] * 90 + [1] * 10), np.zeros(100))
     assert same.probability(np.array([3.0]))[0] == pytest.approx((10 * 11 / 12 + 90 / 92) / 100)
+    # Seven times .1 has a standard deviation of rounding, 1e-17, which is no reason for a slope of 10.
+    assert Platt.fit(np.array([0, 1, 1, 0, 0, 0, 1]), np.full(7, 0.1)).slope == pytest.approx(0, abs=1e-12)
     assert Platt.fit(np.zeros(5, int), np.arange(5.0)).probability(np.array([2.0]))[0] < 0.2
 
 
@@ -67,7 +69,8 @@ def test_platt_keeps_the_order_and_the_mean_and_stays_finite():
         (lambda: brier(np.array([2]), np.array([0.5])), "`labels` must be 0 or 1. Received: 2"),
         (lambda: brier(np.array([]), np.array([])), "`labels` and `probabilities` must be vectors of one length"),
         (lambda: Platt.fit(np.array([1]), np.array([np.nan])), "`scores` must be finite. Received: nan"),
-        (lambda: reliability(np.ones(1), np.ones(1), bins=0), "`bins` must be at least 1. Received: bins=0"),
+        (lambda: reliability(np.ones(1), np.ones(1), bins=0), "`bins` must be an int, at least 1. Received: bins=0"),
+        (lambda: Platt.fit(np.ones(1), np.ones(1), steps=0), "`steps` must be an int, at least 1. Received: steps=0"),
         (lambda: reliability(np.ones(1), np.ones(1), strategy="x"), "`strategy` must be 'mass' or 'width'. Received"),
     ],
 )

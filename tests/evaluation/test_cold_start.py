@@ -174,9 +174,9 @@ def test_a_recommender_that_scores_wrongly_is_named() -> None:
             return super().score(state, item)[:, :-1]
 
     options = {"vocabulary": vocabulary, "shots": (1,), "query": 1}
-    with pytest.raises(ValueError, match=r"'narrow' must score \(4, 9\) items here. Received: shape \(4, 8\)"):
+    with pytest.raises(ValueError, match=r"'narrow' at K=1 must score \(4, 9\) items here. Received: shape \(4, 8\)"):
         cold_start({"narrow": Narrow(np.zeros(9))}, data, **options)
-    with pytest.raises(ValueError, match="'nan' must give finite scores at K=1"):
+    with pytest.raises(ValueError, match="'nan' at K=1 must give finite scores. Received: NaN or infinity"):
         cold_start({"nan": Oracle(np.full(9, np.nan))}, data, **options)
     with pytest.raises(ValueError, match="must not be called like a floor. Received: 'popularity'"):
         cold_start({"popularity": Oracle(np.zeros(9))}, data, train=data, **options)

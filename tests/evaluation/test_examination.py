@@ -121,6 +121,8 @@ def test_ratings_are_positive_from_three_quarters_of_the_range_and_have_no_lists
     assert Examination.load(tmp_path).states.is_empty()
     other = examine(named, split, vocabulary, "MAML", shots=4, steps=(), positive_rating=low + 1, **ASKED)
     assert other.figures["brier"].to_list() != found.figures["brier"].to_list()
+    with pytest.raises(ValueError, match=f"`positive_rating` must be above {low:g} and at most {high:g}. Received: 9"):
+        examine(named, split, vocabulary, "MAML", shots=4, positive_rating=9, **ASKED)
     worst = found.users.filter(pl.col("learner") == "MAML").sort("mean", descending=True, maintain_order=True)
     assert f"{worst['feature'][0]} {worst['group'][0]}, mae" in found.sentences()[0]
 
@@ -129,3 +131,5 @@ def test_an_unknown_learner_is_refused(implicit):
     split, vocabulary, named, *_ = implicit
     with pytest.raises(ValueError, match="`learner` must be one of popularity, .*MAML. Received: learner='nobody'"):
         examine(named, split, vocabulary, "nobody", shots=4, **ASKED)
+    with pytest.raises(ValueError, match="`learners` must be of popularity, .*MAML. Received: 'nobody'"):
+        examine(named, split, vocabulary, "MAML", learners=["MAML", "nobody"], shots=4, **ASKED)

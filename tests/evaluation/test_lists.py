@@ -62,10 +62,22 @@ def test_without_categories_there_are_no_class_vectors():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: novelty(np.array([[1]]), np.array([1, 0.0])), "`share` must be a vector of numbers above 0"),
+        (
+            lambda: novelty(np.array([[1]]), np.array([1, 0.5, 0.0])),
+            "`share` must hold numbers above 0 and at most 1. Received: 0.0",
+        ),
+        (lambda: novelty(np.array([[1.0]]), np.ones(2)), "`top` must hold integers. Received: float64"),
+        (
+            lambda: diversity(np.array([[1, 2]]), np.array([[0.0], [1.0], [np.nan]])),
+            "`vectors` must be finite. Received: nan",
+        ),
+        (
+            lambda: diversity(np.array([[1]]), [0, 1]),
+            r"`vectors` must have two axes, items first. Received: shape \(2,\)",
+        ),
         (
             lambda: novelty(np.array([[2]]), np.ones(2)),
-            "`top` must hold rows that are between 0 and 1. Received: 2 to 2",
+            "`top` must hold rows that are between 0 and 1. Received: 0 to 2",
         ),
         (lambda: novelty(np.array([2]), np.ones(2)), r"`top` must have two axes, users first. Received: shape \(1,\)"),
         (lambda: gini(np.array([[0]]), 2), "`top` must hold at least one item. Received: none"),

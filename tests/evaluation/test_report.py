@@ -11,10 +11,11 @@ import polars as pl
 import pytest
 
 import tfmetarec as tmr
-from tfmetarec.evaluation import ColdStartTable, Examination, fairness_gap, slices, user_values
+from tfmetarec.evaluation import ColdStartTable, Examination, drawing, fairness_gap, slices, user_values
 from tfmetarec.evaluation import report as page
 from tfmetarec.evaluation.cold_start import summarized
 from tfmetarec.evaluation.cold_states import STATES
+from tfmetarec.evaluation.examination import worst_slice
 from tfmetarec.evaluation.examination_report import examined, sliced
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -83,7 +84,15 @@ def test_slices_name_the_worst_group_and_leave_small_ones_out(table):
     assert section.text[1] == "Groups with fewer than 10 users are left out, 1 in all."
     assert sliced(pl.DataFrame(), 1, "MAML", None, "recall@5", 1).tables == ()
     alone = sliced(*slices(user_values(table, ["MAML"], 1), groups), "MAML", None, "recall@5", 1)
-    assert alone.tables[0].columns == ["users", "users", "MAML"]
+    assert alone.tables[0].columns == ["group", "users", "MAML"]
+    assert alone.tables[0].caption == "recall@5 at K=1, mean over users; of each feature at most the 6 largest groups"
+
+
+def test_groups_that_are_as_bad_as_the_worst_are_counted(table):
+    groups = pl.DataFrame({"user_id": range(40), "feature": "age", "group": ["a"] * 10 + ["b"] * 20 + ["c"] * 10})
+    found, _ = slices(user_values(table, ["popularity"], 1), groups)
+    told = worst_slice(found, "popularity", "users", "recall@5")
+    assert told == "Worst slice of users: age b, recall@5 0.5000 [0.5000, 0.5000] (20 users), and 2 more as low."
 
 
 def examination(table):
@@ -148,10 +157,32 @@ def test_runs_side_by_side_have_the_best_of_both_in_bold(table):
     assert (0, 3) not in shown.bold
 
 
+def test_runs_judged_by_another_metric_have_a_table_of_their_own(table):
+    errors = table.per_user.rename({"recall@5": "mae"}).filter(pl.col("K") == 1)
+    explicit = ColdStartTable(summarized(errors, 0.95, 0), errors, "explicit")
+    section = page.side_by_side({"a": table, "b": explicit}, ["They differ."])
+    assert [shown.caption for shown in section.tables] == [
+        "recall@5 after K interactions",
+        "mae after K interactions; lower is better",
+    ]
+    assert [shown.columns for shown in section.tables] == [["run", "learner", "K=0", "K=1"], ["run", "learner", "K=1"]]
+    assert section.tables[1].bold == {(0, 2)}  # Of errors the lowest.
+    assert section.text == ["They differ."]
+
+
+def test_columns_of_words_begin_at_the_left_and_long_ones_may_have_lines():
+    shown = page.TableOf(
+        "", ["a", "b", "c", "d"], [["x", ".1000 ±.0100", "MAML", "-"], ["y", "-", "EASE" * 9, "1e-05"]]
+    )
+    assert [shown.kind(column) for column in range(4)] == ["", "", "text long", ""]
+
+
 def test_neighbours_point_the_same_way():
     vectors = np.array([[9.0, 9.0], [1.0, 0.0], [2.0, 0.1], [0.0, 1.0], [-1.0, 0.0]])
     found = page.neighbours(vectors, ["?", "a", "b", "c", "d"], [1, 3], most=2)
-    assert found.rows == [["a", "b (1.00), c (0.00)"], ["c", "b (0.05), a (0.00)"]]
+    assert found.rows == [["a", "b (1.00); c (0.00)"], ["c", "b (0.05); a (0.00)"]]
+    every = page.neighbours(vectors, ["?", "a", "b", "c", "d"], [1], most=9)
+    assert every.rows == [["a", "b (1.00); c (0.00); d (-1.00)"]]  # Neither itself nor row 0.
 
 
 class ByRow:
@@ -173,16 +204,32 @@ def test_the_example_shows_one_user_before_and_after_each_interaction():
     (shown,) = page.example(ByRow(), data, vocabulary, shots=2).tables
     names = vocabulary.item_names
     assert shown.rows[0][0] == "nothing yet"
-    assert shown.rows[0][1] == ", ".join(names[row] for row in (1, 2, 3, 4, 5))
+    assert shown.rows[0][1] == "; ".join(names[row] for row in (1, 2, 3, 4, 5))  # Names may have commas.
     met = names.index(shown.rows[1][0])
-    assert names.index(shown.rows[1][1].split(", ")[0]) in (met - 1, met + 1)
-    assert shown.rows[1][0] not in shown.rows[1][1].split(", ")
-    assert page.example(ByRow(), data, vocabulary, shots=9).tables == ()
+    assert names.index(shown.rows[1][1].split("; ")[0]) in (met - 1, met + 1)
+    assert shown.rows[1][0] not in shown.rows[1][1].split("; ")
+    (fewer,) = page.example(ByRow(), data, vocabulary, shots=9).tables
+    assert len(fewer.rows) == 5  # Nobody has more than five: the last is what would come next.
+
+
+def test_the_example_names_what_was_rated_and_how():
+    data = tmr.data.load("synthetic", n_users=20, n_items=30, interactions_per_user=5, feedback="explicit", seed=0)
+    vocabulary = tmr.data.Vocabulary.fit(data)
+    (shown,) = page.example(ByRow(), data, vocabulary, shots=2).tables
+    own = data.table.filter(pl.col("user_id") == data.table["user_id"].min()).sort("timestamp", maintain_order=True)
+    for row, item, label in zip(shown.rows[1:], own["item_id"], own["label"], strict=False):
+        assert row[0] == f"{vocabulary.item_names[vocabulary.item_rows([item])[0]]} ({label:g})"
+        assert row[0].rsplit(" (", 1)[0] not in row[1].split("; ")
 
 
 @pytest.fixture(scope="module")
 def written(table, tmp_path_factory):
     histories = {"MAML": [{"loss": 2.0, "val_ndcg": 0.1}, {"loss": 1.0, "val_ndcg": 0.2}], "none": []}
+    name = "a name beside bars that is much too long for them"
+    labels = ("A title that is as wide as the figure, and more", "so many words about what is across, and more", "")
+    narrow = drawing.bars(
+        "Long names.", [name], {"MAML, distilled, with prototypes, and the rest of it": [1.0], "b": [0.5]}, labels
+    )
     long = page.TableOf("Wide", ["", *map(str, range(40))], [["row", *["1.2345"] * 40], ["x" * 90, *["0"] * 40]])
     sections = [
         page.headline(table, ["MAML"]),
@@ -190,7 +237,7 @@ def written(table, tmp_path_factory):
         *examined(examination(table), ["MAML"]),
         page.training(histories),
         page.Section("Nothing"),
-        page.Section("<b>Marks</b>", ["5 < 6 & <script>"], [long]),
+        page.Section("<b>Marks</b>", ["5 < 6 & <script>"], [long], {"narrow": narrow}),
     ]
     out = tmp_path_factory.mktemp("page") / "made" / "report.html"
     return page.write_report(out, "A run", [("data", "made up")], sections)
@@ -208,12 +255,13 @@ def test_the_page_is_one_file_with_every_figure_and_no_address_elsewhere(written
         "reliability.svg",
         "training-loss.svg",
         "training-val_ndcg.svg",
+        "narrow.svg",
     ]
     assert all(file.with_suffix(".png").exists() for file in written[1:])
     assert re.findall('<figure id="([^"]+)"', text) == [file.stem for file in written[1:]]
     alternatives = re.findall('<svg role="img" aria-label="([^"]+)"', text)
     assert alternatives[1] == "At K=1, MAML is better than popularity for 75% of users and worse for 25%."
-    assert len(alternatives) == 9
+    assert len(alternatives) == 10
     assert not re.findall(r'(?:src|href)="https?:', text)
     assert "<h2>Nothing</h2>" not in text
     assert "5 &lt; 6 &amp; &lt;script&gt;" in text
@@ -230,7 +278,10 @@ def test_a_browser_shows_every_figure_and_nothing_sticks_out(written, width, tmp
     probe = """<script>addEventListener("load", () => {
       const wide = document.documentElement.scrollWidth - innerWidth;
       const shown = [...document.querySelectorAll("figure svg")].filter(s => s.getBoundingClientRect().height > 100);
-      document.title = `${wide} ${shown.length} ${innerWidth}`; });</script>"""
+      const cut = shown.filter(s => s.getBoundingClientRect().right > innerWidth || [...s.querySelectorAll("text")].some(
+        t => t.getBoundingClientRect().right > s.getBoundingClientRect().right + 1
+          || t.getBoundingClientRect().left < s.getBoundingClientRect().left - 1));
+      document.title = `${wide} ${shown.length} ${cut.length} ${innerWidth}`; });</script>"""
     copy = tmp_path / "page.html"
     # Chromium has no windows narrower than 500 pixels: a frame is as narrow as one likes.
     frame = f'<iframe src="page.html" style="width:{width}px;height:9000px;border:0"></iframe>'
@@ -254,4 +305,4 @@ def test_a_browser_shows_every_figure_and_nothing_sticks_out(written, width, tmp
         [*command, "--dump-dom", outer.as_uri()], check=True, capture_output=True, text=True, timeout=120
     )
     (found,) = re.findall('data-told="([^"]+)"', ran.stdout)
-    assert found == f"0 9 {width}"
+    assert found == f"0 10 0 {width}"  # Nothing sticks out of the page, or of a figure.

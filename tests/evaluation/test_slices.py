@@ -38,6 +38,45 @@ def test_users_are_grouped_by_activity_and_by_features_with_more_than_one_group(
     assert set(many["feature"]) == {"activity", "age"}  # Of sixty values are only numbers and names.
 
 
+def test_only_the_users_asked_for_are_grouped_and_all_alike_are_no_group():
+    few = user_groups(shop(), users=pl.Series([1, 2, 20]))
+    assert few.filter(pl.col("feature") == "activity")["group"].to_list() == ["1 interactions"] * 2 + ["3 interactions"]
+    alike = user_groups(shop(), users=pl.Series(range(10)))
+    assert "activity" not in alike["feature"]
+    assert user_groups(shop(), users=pl.Series([3])).is_empty()
+
+
+def test_groups_are_in_the_order_of_numbers_and_whole_ones_have_no_fraction():
+    data = shop()
+    people = pl.DataFrame(
+        {
+            "user_id": range(30),
+            "kids": [float(user % 3 + 9) for user in range(30)],
+            "income": [["5-9K", "10-14K", "Under 5K"][user % 3] for user in range(30)],
+            "half": [0.5 * (user % 2) for user in range(30)],
+        }
+    )
+    groups = user_groups(tmr.data.Interactions.from_frames(data.table, users=people, feedback="implicit"))
+    of = {f: part["group"].unique(maintain_order=True).to_list() for (f,), part in groups.group_by("feature")}
+    assert of["kids"] == ["9", "10", "11"]
+    assert of["income"] == ["5-9K", "10-14K", "Under 5K"]
+    assert of["half"] == ["0.0", "0.5"]
+
+
+def test_a_feature_called_like_groups_of_ours_is_told_apart():
+    data = shop()
+    people = data.users.select("user_id", activity="age")
+    items = pl.DataFrame({"item_id": [1, 2, 3], "popularity": [1.5, 1.5, 2.0]})
+    named = tmr.data.Interactions.from_frames(data.table, users=people, items=items, feedback="implicit")
+    groups = user_groups(named)
+    assert set(groups["feature"]) == {"activity", "activity (feature)"}
+    assert set(groups.filter(pl.col("feature") == "activity (feature)")["group"]) == {"old", "young"}
+    assert set(item_groups(tmr.data.Vocabulary.fit(named), named)["feature"]) == {
+        "popularity",
+        "popularity (feature)",
+    }
+
+
 def test_items_are_grouped_by_popularity_category_and_each_entry_of_a_list():
     data = shop()
     groups = item_groups(tmr.data.Vocabulary.fit(data), data, popularity=2)
@@ -76,6 +115,8 @@ def test_each_group_has_its_mean_and_difference_and_small_ones_are_counted():
     assert worst(found, "mine")["group"] == "old"
     assert worst(found, "mine", lower_is_better=True)["group"] == "young"
     assert slices(values(mine=mine[:3]), GROUPS)[0].is_empty()
+    equal, _ = slices(values(mine=[0.5] * 30), GROUPS)
+    assert worst(equal, "mine")["group"] == "young"  # It has more users.
 
 
 def test_of_items_each_user_counts_once():
@@ -123,3 +164,44 @@ def test_one_group_has_no_gap():
     assert [gap.feature for gap in fairness_gap(frame, GROUPS)] == ["age"]
     assert fairness_gap(frame, GROUPS.filter(pl.col("group") != "old")) == []
     assert isinstance(fairness_gap(frame, GROUPS)[0], Gap)
+
+
+def test_who_has_no_group_is_in_none():
+    missing = GROUPS.with_columns(group=pl.when(pl.col("group") != "young").then("group"))
+    frame = values(mine=np.arange(30.0))
+    assert slices(frame, missing)[0]["group"].to_list() == ["old"]
+    assert fairness_gap(frame, missing) == []
+
+
+def test_groups_that_are_equal_are_two_all_the_same():
+    (gap,) = fairness_gap(values(mine=np.ones(30)), GROUPS)
+    assert (gap.gap, gap.p_value) == (0, 1)
+    assert gap.best != gap.worst
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: slices(values(a=[1.0] * 30), GROUPS, against="b"),
+            "`against` must be one of the learners, a. Received: against='b'",
+        ),
+        (
+            lambda: slices(values(a=[1.0] * 30).drop("learner"), GROUPS),
+            r"`values` must have a column 'learner'. Received the columns \['user_id', 'value'\]",
+        ),
+        (lambda: slices(values(a=[1.0]), GROUPS.drop("group")), "`groups` must have a column 'group'"),
+        (
+            lambda: fairness_gap(values(a=[np.nan] + [1.0] * 29), GROUPS),
+            "`values` must be finite. Received: 1 values that are not",
+        ),
+        (lambda: fairness_gap(values(a=[1.0] * 30, b=[2.0] * 30), GROUPS), "`values` must have one row for each user"),
+        (
+            lambda: fairness_gap(values(a=[1.0] * 30), GROUPS, confidence=95),
+            "`confidence` must be between 0 and 1. Received: confidence=95",
+        ),
+    ],
+)
+def test_what_cannot_be_grouped_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import polars as pl
 import pytest
 import yaml
 
-from tfmetarec import cli, experiment
+from tfmetarec import cli, experiment, run_report
 from tfmetarec.config import load
 from tfmetarec.data.whole_file import write_whole
 
@@ -96,8 +97,14 @@ def test_a_run_is_not_continued_with_another_configuration(run: Path) -> None:
     assert "run holds a run with another configuration: `seed` is 1 there and 2 here" in said
 
 
-def test_evaluate_prints_the_table_and_writes_what_it_shows(run: Path) -> None:
-    printed = tfmetarec("evaluate", "run", "--predictions", cwd=run.parent)
+@pytest.fixture(scope="module")
+def judged(run: Path) -> str:
+    """What `evaluate` says of the run."""
+    return tfmetarec("evaluate", "run", "--predictions", cwd=run.parent)
+
+
+def test_evaluate_prints_the_table_and_writes_what_it_shows(run: Path, judged: str) -> None:
+    printed = judged
     assert "Predictions: run/predictions.parquet" in printed
     for name in ("popularity", "item-KNN", "EASE", "iALS fold-in", "FineTuning", "MAML", "K=5"):
         assert name in printed
@@ -112,7 +119,7 @@ def test_evaluate_prints_the_table_and_writes_what_it_shows(run: Path) -> None:
 
 
 def test_any_two_learners_are_compared_in_words(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    run: Path, judged: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     told = said(
         "evaluate", "run", "--compare", "MAML", "EASE", monkeypatch=monkeypatch, capsys=capsys, where=run.parent
@@ -126,6 +133,14 @@ def test_any_two_learners_are_compared_in_words(
     unknown = ["evaluate", "run", "--compare", "MAML", "ESE"]
     told = said(*unknown, monkeypatch=monkeypatch, capsys=capsys, where=run.parent, code=1)
     assert "`compare` must name learners of the table; did you mean 'EASE'? Received: 'ESE'" in told
+    small = ["evaluate", "run", "--compare", "maml", "EASE"]
+    told = said(*small, monkeypatch=monkeypatch, capsys=capsys, where=run.parent, code=1)
+    assert "did you mean 'MAML'? Received: 'maml'" in told
+    before = (run / "metrics.parquet").stat().st_mtime_ns
+    again = ["evaluate", "run", "--predictions", "--compare", "MAML", "nobody"]
+    told = said(*again, monkeypatch=monkeypatch, capsys=capsys, where=run.parent, code=1)
+    assert "`compare` must name learners of the table; there are popularity, " in told
+    assert (run / "metrics.parquet").stat().st_mtime_ns == before  # Refused before anything was judged.
 
 
 def test_items_held_out_too_make_the_four_states(
@@ -149,7 +164,7 @@ def test_items_held_out_too_make_the_four_states(
 
 
 def test_a_report_is_made_of_a_run_that_was_judged(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    run: Path, judged: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     printed = said("report", "run", monkeypatch=monkeypatch, capsys=capsys, where=run.parent)
     assert "Report: run/report.html" in printed
@@ -166,6 +181,29 @@ def test_a_report_is_made_of_a_run_that_was_judged(
     assert "Report: two.html" in both
     (run.parent / "empty").mkdir()
     said("report", "empty", monkeypatch=monkeypatch, capsys=capsys, where=run.parent, code=1)
+
+
+@pytest.mark.parametrize(
+    "part", ["users.parquet", "metrics.json", "examination/about.json", "examination/gaps.parquet"]
+)
+def test_what_is_broken_in_a_run_is_to_be_judged_again(
+    run: Path, judged: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(run, tmp_path / "broken")
+    (tmp_path / "broken" / part).write_text("{")
+    printed = said("report", "broken", monkeypatch=monkeypatch, capsys=capsys, where=tmp_path, code=1)
+    assert "error: what `evaluate` left in broken cannot be read; run it again. Received: " in printed
+    assert len(printed.strip().splitlines()) == 1
+
+
+def test_runs_that_were_asked_otherwise_stand_side_by_side_with_a_warning(
+    run: Path, judged: str, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "other")
+    config = yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())
+    (tmp_path / "other" / "config.yaml").write_text(yaml.safe_dump({**config, "seed": 7}))
+    page, *_ = run_report.report([run, tmp_path / "other"], tmp_path / "two.html")
+    assert "<p>These runs differ in seed: a difference may be that of their users" in page.read_text()
 
 
 @pytest.mark.serving

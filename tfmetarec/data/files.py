@@ -178,7 +178,7 @@ def _check_section(name: str, section: Any) -> None:
         _check_keys(section, _SECTIONS[name], ("path", "user_id") if wide else ("path", "user_id", "item_id"), where)
         return _check_shape(section)
     one = f"{name[:-1]}_id"
-    pairs = [kind for kind in _PAIRS if section.get(kind) is not None]
+    pairs = [kind for kind in _PAIRS if section.get(kind) not in (None, {})]
     _check_keys(section, _SECTIONS[name], (one,) if pairs else ("path", one), where)
     if section.get("repeated") not in (None, "first", "last"):
         raise DataError(f"`repeated` of `{name}` must be first or last. Received: {section['repeated']!r}")
@@ -271,11 +271,15 @@ def _read_section(
             frame = shapes.with_times(frame, section["timestamp"], section["time_format"])
         if several:
             separators = section["item_separator"], section.get("label_separator")
-            return shapes.one_row_per_entry(frame, columns, several, *separators, zeros=zeros)
-        if patterns:
+            found = shapes.one_row_per_entry(frame, columns, several, *separators, zeros=zeros)
+        elif patterns:
             items = [column for column in frame.columns if column not in roles.values()]
-            return shapes.one_row_per_cell(frame, columns, items, zeros=zeros)
-        return frame.select(columns)
+            found = shapes.one_row_per_cell(frame, columns, items, zeros=zeros)
+        else:
+            found = frame.select(columns)
+        if found.is_empty():
+            raise DataError(f"`{name}` must hold items. Received: empty cells or labels of 0 alone in {shown(files)}")
+        return found
     if name not in _SECTIONS:
         return frame.select(columns)
     others = [column for column in frame.columns if column not in roles.values()]

@@ -143,9 +143,14 @@ def resampled_means(values: np.ndarray, samples: int, seed: int) -> np.ndarray:
     return means
 
 
-def _interval(means: np.ndarray, confidence: float) -> tuple[float, float]:
+def check_confidence(confidence: float) -> None:
+    """Refuses what is no share of draws."""
     if not 0 < confidence < 1:
         raise ValueError(f"`confidence` must be between 0 and 1. Received: confidence={confidence}")
+
+
+def _interval(means: np.ndarray, confidence: float) -> tuple[float, float]:
+    check_confidence(confidence)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)

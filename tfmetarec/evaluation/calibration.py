@@ -1,7 +1,7 @@
 """Whether a probability means what it says: of what was given 30 %, do 30 % happen?
 
 A learner's score is seldom a probability. `Platt` makes it one by a fit on validation users, never on those who are
-reported, and without changing the order of items.
+reported. The order of items stays what it is, unless more of those with a low score happened than of those with a high.
 """
 
 from typing import NamedTuple, Self
@@ -9,6 +9,8 @@ from typing import NamedTuple, Self
 import numpy as np
 import polars as pl
 import scipy.special
+
+from tfmetarec.evaluation.checks import labelled
 
 
 class Platt(NamedTuple):
@@ -41,10 +43,13 @@ class Platt(NamedTuple):
             steps: int, at least 1. The most steps. Defaults to 100.
 
         Raises:
-            ValueError: if the vectors disagree in length or are empty, a label is not 0 or 1 or a score not finite.
+            ValueError: if the vectors disagree in length or are empty, a label is not 0 or 1, a score not finite, or
+                `steps` is below 1.
         """
-        labels, scores = _pairs(labels, scores, "scores")
-        centre, scale = scores.mean(), scores.std() or 1.0
+        labels, scores = labelled(labels, scores)
+        _at_least_one("steps", steps)
+        # What is the same for all has a standard deviation of rounding, which must not become a slope.
+        centre, scale = scores.mean(), scores.std() if np.ptp(scores) else 1.0
         positives = labels.sum()
         target = np.where(labels > 0, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2))
         rows = np.stack([(scores - centre) / scale, np.ones_like(scores)])
@@ -92,8 +97,7 @@ def reliability(
     [(0.2, 0.5, 2), (0.9, 1.0, 2)]
     """
     labels, probabilities = _probabilities(labels, probabilities)
-    if bins < 1:
-        raise ValueError(f"`bins` must be at least 1. Received: bins={bins}")
+    _at_least_one("bins", bins)
     if strategy not in ("mass", "width"):
         raise ValueError(f"`strategy` must be 'mass' or 'width'. Received: strategy={strategy!r}")
     places = np.linspace(0, 1, bins + 1)
@@ -144,29 +148,20 @@ def brier(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return float(np.square(probabilities - labels).mean())
 
 
+def _at_least_one(name: str, value: int) -> None:
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"`{name}` must be an int, at least 1. Received: {name}={value!r}")
+
+
 def _log_loss(logits: np.ndarray, target: np.ndarray) -> float:
     return float((np.logaddexp(0, logits) - target * logits).sum())
 
 
 def _probabilities(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    labels, probabilities = _pairs(labels, probabilities, "probabilities")
+    labels, probabilities = labelled(labels, probabilities, "probabilities")
     if probabilities.min() < 0 or probabilities.max() > 1:
         raise ValueError(
             "`probabilities` must lie between 0 and 1. "
             f"Received: {probabilities.min():.4g} to {probabilities.max():.4g}"
         )
     return labels, probabilities
-
-
-def _pairs(labels: np.ndarray, values: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    labels, values = np.asarray(labels), np.asarray(values, np.float64)
-    if labels.ndim != 1 or labels.shape != values.shape or not labels.size:
-        raise ValueError(
-            f"`labels` and `{name}` must be vectors of one length, at least 1. "
-            f"Received: shapes {labels.shape} and {values.shape}"
-        )
-    if not np.isin(labels, (0, 1)).all():
-        raise ValueError(f"`labels` must be 0 or 1. Received: {labels[~np.isin(labels, (0, 1))][0]}")
-    if not np.isfinite(values).all():
-        raise ValueError(f"`{name}` must be finite. Received: {values[~np.isfinite(values)][0]}")
-    return labels.astype(np.float64), values

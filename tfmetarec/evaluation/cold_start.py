@@ -12,7 +12,8 @@ from tfmetarec.data.interactions import Interactions
 from tfmetarec.data.vocabulary import Vocabulary
 from tfmetarec.data.whole_file import write_whole
 from tfmetarec.evaluation import metrics
-from tfmetarec.evaluation.bootstrap import Difference, Interval, bootstrap_mean, paired_bootstrap
+from tfmetarec.evaluation.bootstrap import Difference, Interval, bootstrap_mean, check_confidence, paired_bootstrap
+from tfmetarec.evaluation.checks import check_scores
 from tfmetarec.evaluation.lists import class_vectors, diversity, novelty
 from tfmetarec.models.baselines import Baseline, Ratings, floors
 from tfmetarec.tasks.episode import Features, Support
@@ -20,7 +21,7 @@ from tfmetarec.tasks.table import TaskTable
 
 HEADLINE = {"implicit": "recall", "explicit": "mae"}
 LOWER_IS_BETTER = ("mae", "rmse")
-METRICS = {"implicit": ("recall", "ndcg", "hit_rate", "mrr"), "explicit": ("mae", "rmse", "ndcg")}
+METRICS = {"implicit": tuple(metrics.RANKING), "explicit": ("mae", "rmse", "ndcg")}
 _NOTHING = Interval(np.nan, np.nan, np.nan)
 _BATCH = 128  # Users at once: their scores over the whole catalogue are the largest array here.
 
@@ -261,12 +262,9 @@ def _scores(
     item = vocabulary.catalogue if ranking else table.items.take(table.item[question.query])
     scores = np.array(recommender.score(recommender.adapt(question.support), item), np.float32)
     wanted = (len(question.query), vocabulary.n_items) if ranking else question.query.shape
-    if scores.shape != wanted:
-        raise ValueError(f"{name!r} must score {wanted} items here. Received: shape {scores.shape}")
-    if ranking:
+    if ranking and scores.shape == wanted:
         scores[:, 0] = -np.inf
-    if np.isnan(scores).any() or (not ranking and not np.isfinite(scores).all()):
-        raise ValueError(f"{name!r} must give finite scores at K={question.seen.shape[1]}. Received: NaN or infinity")
+    check_scores(f"{name!r} at K={question.seen.shape[1]}", scores, wanted, ranking=ranking)
     return scores
 
 
@@ -291,10 +289,7 @@ class RankingJudge:
         top = metrics.top_items(scores, self.top_k, exclude=table.item[question.seen], seed=self.seed)
         relevant = table.item[question.query]
         figures = {
-            "recall": metrics.recall_at_k(top, relevant),
-            "ndcg": metrics.ndcg_at_k(top, relevant),
-            "hit_rate": metrics.hit_rate(top, relevant),
-            "mrr": metrics.mrr(top, relevant),
+            **{name: metric(top, relevant) for name, metric in metrics.RANKING.items()},
             "novelty": novelty(top, self.share),
         }
         if self.classes is not None:
@@ -368,8 +363,7 @@ def check_options(shots: Sequence[int], query: int, top_k: int, confidence: floa
     for name, value, least in (("query", query, 1), ("top_k", top_k, 1), ("seed", seed, 0)):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"`{name}` must be an int, at least {least}. Received: {name}={value!r}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"`confidence` must be between 0 and 1. Received: confidence={confidence}")
+    check_confidence(confidence)
 
 
 def _name(recommender: Recommender) -> str:

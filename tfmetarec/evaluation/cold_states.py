@@ -18,6 +18,7 @@ from tfmetarec.data.interactions import Interactions
 from tfmetarec.data.splits import Split
 from tfmetarec.data.vocabulary import Vocabulary
 from tfmetarec.evaluation import metrics
+from tfmetarec.evaluation.checks import check_scores
 from tfmetarec.evaluation.cold_start import (
     HEADLINE,
     ColdStartTable,
@@ -109,7 +110,9 @@ def cold_states(
     """
     check_options((shots,), query, top_k, confidence, seed)
     if missing := [part for part in ("train", "test", "warm", "item_cold", "both_cold") if part not in split.parts]:
-        raise ValueError(f"`split` must have a part {missing[0]!r}, as `every_state` makes it. Received: {split!r}")
+        raise ValueError(
+            f"`split` must have a part {missing[0]!r}, as `every_state` makes it. Received: {', '.join(split.parts)}"
+        )
     named = dict(recommenders)
     if floors:
         fitted = fitted_floors(split.train, vocabulary, seed=seed)
@@ -285,7 +288,7 @@ def _figures(
     state, count = recommender.adapt(support), (asked.query > 0).sum(axis=1)
     if feedback == "explicit":
         scores = np.array(recommender.score(state, _take(asked.items, asked.query)), np.float32)
-        _check(who, scores, asked.query.shape)
+        check_scores(who, scores, asked.query.shape)
         clipped = np.clip(scores, *vocabulary.label_range)
         k = min(5, scores.shape[1])
         return {
@@ -295,23 +298,15 @@ def _figures(
         }
     ranked = asked.candidates
     scores = np.array(recommender.score(state, _take(asked.items, ranked)), np.float32)
-    _check(who, scores, (len(asked.users), len(ranked)), ranking=True)
+    check_scores(who, scores, (len(asked.users), len(ranked)), ranking=True)
     # Columns are places among the candidates, from 1; place 0 is nothing, and so is what is no candidate.
     scores = np.concatenate([np.full((len(scores), 1), -np.inf, np.float32), scores], axis=1)
     place = np.zeros(len(asked.items["item_id"]), np.int64)
     place[ranked] = np.arange(1, len(ranked) + 1)
     top = metrics.top_items(scores, top_k, exclude=place[asked.known], seed=seed)
-    found = {"recall": metrics.recall_at_k, "ndcg": metrics.ndcg_at_k, "hit_rate": metrics.hit_rate, "mrr": metrics.mrr}
     relevant = place[asked.query]
-    return {f"{name}@{top_k}": metric(top, relevant, count) for name, metric in found.items()}
+    return {f"{name}@{top_k}": metric(top, relevant, count) for name, metric in metrics.RANKING.items()}
 
 
 def _take(features: Features, rows: np.ndarray | slice) -> Features:
     return {name: value[rows] for name, value in features.items()}
-
-
-def _check(who: str, scores: np.ndarray, wanted: tuple[int, ...], *, ranking: bool = False) -> None:
-    if scores.shape != wanted:
-        raise ValueError(f"{who} must score {wanted} items here. Received: shape {scores.shape}")
-    if np.isnan(scores).any() or (not ranking and not np.isfinite(scores).all()):
-        raise ValueError(f"{who} must give finite scores. Received: NaN or infinity")

@@ -8,6 +8,7 @@ import polars as pl
 
 from tfmetarec.data.interactions import Interactions
 from tfmetarec.evaluation import metrics
+from tfmetarec.evaluation.checks import check_scores
 from tfmetarec.evaluation.cold_start import ColdStartTable, Recommender, check_options, fitted_floors, summarized
 from tfmetarec.tasks.episode import Support
 from tfmetarec.transfer.cross_domain import Domains, Judged, judged
@@ -102,13 +103,12 @@ def _judge_ranking(
 ) -> dict[str, np.ndarray]:
     rows = domains.target_rows
     scores = np.array(recommender.score(state, domains.candidates()), np.float32)
-    _check_scores(who, scores, (len(users.users), len(rows)))
+    check_scores(who, scores, (len(users.users), len(rows)))
     # Columns are places in `rows`, from 1; place 0 is nothing.
     scores = np.concatenate([np.full((len(scores), 1), -np.inf, np.float32), scores], axis=1)
     relevant, length = np.searchsorted(rows, users.item) + 1, users.real.sum(axis=1)
     top = metrics.top_items(scores, top_k, seed=seed)
-    names = {"recall": metrics.recall_at_k, "ndcg": metrics.ndcg_at_k, "hit_rate": metrics.hit_rate, "mrr": metrics.mrr}
-    return {f"{name}@{top_k}": metric(top, relevant, length) for name, metric in names.items()}
+    return {f"{name}@{top_k}": metric(top, relevant, length) for name, metric in metrics.RANKING.items()}
 
 
 def _judge_ratings(
@@ -118,14 +118,7 @@ def _judge_ratings(
     length, known, figures = users.real.sum(axis=1), domains.target_ratings.label, {}
     for metric, predict in (("mae", getattr(recommender, "median", recommender.score)), ("rmse", recommender.score)):
         predicted = np.array(predict(state, item), np.float32)
-        _check_scores(who, predicted, users.item.shape)
+        check_scores(who, predicted, users.item.shape)
         clipped = np.clip(predicted, known.min(), known.max())
         figures[metric] = getattr(metrics, metric)(users.label, clipped, length)
     return figures
-
-
-def _check_scores(who: str, scores: np.ndarray, wanted: tuple[int, ...]) -> None:
-    if scores.shape != wanted:
-        raise ValueError(f"{who} must score {wanted} items here. Received: shape {scores.shape}")
-    if not np.isfinite(scores).all():
-        raise ValueError(f"{who} must give finite scores. Received: NaN or infinity")

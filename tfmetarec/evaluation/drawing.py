@@ -1,6 +1,8 @@
 """Figures in one style: safe for the colour-blind, readable on light and dark pages, as SVG and PNG."""
 
 import io
+import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from tfmetarec.data.whole_file import write_whole
 # Okabe and Ito's colours, https://doi.org/10.1038/nmeth.1618: the first is for what a figure is about.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#888888"
-_LONGEST = 34  # Name beside a bar, in letters.
+LONGEST = 34  # Name beside a bar, in letters.
+_WIDE = 54  # Letters of a line over the width of a figure.
 _INK = "#123457"  # Whatever is drawn in it takes the colour of the page's text.
 _STYLE = {
     "svg.fonttype": "none",  # Text stays text: it can be read aloud, searched and scaled.
@@ -36,7 +39,7 @@ class Drawing:
 
     Args:
         alt: what the figure shows, in a sentence.
-        width: inches.
+        width: inches. A phone shows the default one whole, with letters of ten pixels.
         height: inches.
 
     Attributes:
@@ -46,7 +49,7 @@ class Drawing:
         ImportError: without matplotlib, saying what to install.
     """
 
-    def __init__(self, alt: str, width: float = 6.4, height: float = 3.8):
+    def __init__(self, alt: str, width: float = 4.6, height: float = 3.4):
         try:
             import matplotlib as mpl
             from matplotlib.figure import Figure
@@ -60,13 +63,20 @@ class Drawing:
 
     def label(self, title: str, x: str, y: str) -> None:
         """Names the figure and its axes."""
-        self.axes.set_title(title, loc="left", fontsize=11, color=_INK)
-        self.axes.set(xlabel=x, ylabel=y)
+        # Both may be wider than the axes, beside which there may be long names: they have the width of the figure.
+        self.figure.suptitle(textwrap.fill(title, _WIDE), x=0.01, ha="left", fontsize=11, color=_INK)
+        self.axes.set_xlabel(textwrap.fill(x, _WIDE), loc="right" if len(x) > _WIDE // 2 else "center")
+        self.axes.set_ylabel(y)
 
-    def legend(self, beside: bool = False) -> None:
-        """Says what the marks are, in the figure or beside it."""
-        place = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if beside else {}
-        self.axes.legend(frameon=False, fontsize=8, labelcolor=_INK, **place)
+    def legend(self) -> None:
+        """Says what the marks are, in columns under the figure, which grows by its rows."""
+        marks, names = self.axes.get_legend_handles_labels()
+        names = [cut(name, _WIDE) for name in names]
+        across = max(1, min(3, len(names), 66 // (max(map(len, names)) + 7)))
+        width, height = self.figure.get_size_inches()
+        self.figure.set_size_inches(width, height + 0.18 * -(-len(names) // across))
+        style = {"frameon": False, "fontsize": 8.5, "labelcolor": _INK}
+        self.figure.legend(marks, names, loc="outside lower left", ncols=across, **style)
 
     def scale(self, drawn: Any, label: str) -> None:
         """What the colours of `drawn` mean."""
@@ -78,7 +88,7 @@ class Drawing:
         """Marks the axis across at whole numbers alone."""
         from matplotlib.ticker import MaxNLocator
 
-        self.axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        self.axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
     def svg(self) -> str:
         """The figure to be put into a page: text in the page's own colour."""
@@ -91,7 +101,7 @@ class Drawing:
     def save(self, folder: Path, name: str) -> Path:
         """Writes `name.svg` and `name.png`, dark on white; returns the first."""
         folder.mkdir(parents=True, exist_ok=True)
-        for ending, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 144})):
+        for ending, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 200})):
             with self._context(_STYLE), write_whole(folder / f"{name}.{ending}") as partial:
                 self.figure.savefig(partial, format=ending, facecolor="white", **options)
         return folder / f"{name}.svg"
@@ -128,14 +138,15 @@ def lines(
         x, y = series[name]
         axes.plot(x, y, linestyle=dashes[number % len(dashes)], color=GREY, lw=1.3, label=name)
     bold = [name for name in series if name not in muted]
-    for name, colour, marker in zip(bold, COLOURS, "os^Dv*", strict=False):
+    # Seven marks and six colours: as many lines as one likes, no two alike until there are 42.
+    for name, colour, marker in zip(bold, itertools.cycle(COLOURS), itertools.cycle("os^Dv*P"), strict=False):
         x, y = series[name]
         axes.plot(x, y, marker=marker, ms=4, color=colour, lw=2, label=name)
         if bands is not None and name in bands:
             axes.fill_between(x, *bands[name], color=colour, alpha=0.15, lw=0)
     if whole:
         drawing.count_across()
-    drawing.legend(beside=True)
+    drawing.legend()
     drawing.label(*labels)
     return drawing
 
@@ -179,13 +190,24 @@ def bars(
         if intervals is not None and series in intervals:
             low, high = (np.asarray(end, float) for end in intervals[series])
             drawing.axes.hlines(places + number * height, low, high, color=_INK, lw=1.2)
-    short = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names]
-    drawing.axes.set_yticks(places + 0.4 - height / 2, labels=short)
-    drawing.axes.set_ylim(len(names) - 0.3, -0.7)  # From the top down, no wider apart for being many.
+    labels_beside = [cut(name, LONGEST) for name in names]
+    drawing.axes.set_yticks(places + 0.4 - height / 2, labels=labels_beside, fontsize=9)
+    edge = 0.2 + height / 2
+    drawing.axes.set_ylim(len(names) - 0.2 - height + edge, -edge)  # From the top down, no wider apart for being many.
     if len(values) > 1:
-        drawing.axes.legend(frameon=False, fontsize=8, labelcolor=_INK, loc="upper left", bbox_to_anchor=(1.01, 1))
+        drawing.legend()
     drawing.label(*labels)
     return drawing
+
+
+def cut(name: str, longest: int) -> str:
+    """A name in at most so many letters.
+
+    Example:
+    >>> cut("strawberries", 6)
+    'straw…'
+    """
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
 def plain(value: Any) -> str:

@@ -138,12 +138,23 @@ def examine(
         seed: int: of the order, of ties and of intervals.
 
     Raises:
-        ValueError: if `learner` is not among the recommenders, or as `cold_start`.
+        ValueError: if a learner is not among the recommenders, `positive_rating` parts no ratings, or as `cold_start`.
     """
     learners = tuple(learners) or (learner,)
-    for name in (learner, *learners):
-        if name not in recommenders:
-            raise ValueError(f"`learner` must be one of {', '.join(recommenders)}. Received: learner={name!r}")
+    if learner not in recommenders:
+        raise ValueError(f"`learner` must be one of {', '.join(recommenders)}. Received: learner={learner!r}")
+    if unknown := [name for name in learners if name not in recommenders]:
+        raise ValueError(f"`learners` must be of {', '.join(recommenders)}. Received: {unknown[0]!r}")
+    if vocabulary.specs.feedback == "implicit":
+        positive_rating = None
+    else:
+        low, high = vocabulary.label_range
+        if positive_rating is None:
+            positive_rating = low + 0.75 * (high - low)
+        elif not low < positive_rating <= high:  # Else all are positive, or none.
+            raise ValueError(
+                f"`positive_rating` must be above {low:g} and at most {high:g}. Received: {positive_rating:g}"
+            )
     tell = progress or (lambda words: None)
     asked: dict[str, Any] = {"query": query, "top_k": top_k, "order": order, "seed": seed}
     options: dict[str, Any] = {**asked, "vocabulary": vocabulary, "shots": (shots,), "predictions": True}
@@ -155,17 +166,12 @@ def examine(
         **options,
     )
     floor = test.best_floor(shots, learners) if len(recommenders) > len(set(learners)) else None
-    if test.feedback == "implicit":
-        positive_rating = None
-    elif positive_rating is None:
-        low, high = vocabulary.label_range
-        positive_rating = low + 0.75 * (high - low)
     figures, reliability = _probabilities(test, validation, positive_rating)
     tell("grouping users and items")
     shown = list(dict.fromkeys([learner, *learners, *([floor] if floor else [])]))
     values, pairs = user_values(test, shown, shots), _pairs(test, shown)
     lower = test.metric_name() in LOWER_IS_BETTER
-    people = user_groups(split.test)
+    people = user_groups(split.test, users=values["user_id"].unique())
     users, few_users = slices(values, people, against=floor, seed=seed)
     items, few_items = slices(pairs, item_groups(vocabulary, split.train), against=floor, seed=seed)
     gaps = fairness_gap(values.filter(pl.col("learner") == learner), people, lower_is_better=lower, seed=seed)
@@ -193,7 +199,7 @@ def examine(
 
 
 def worst_slice(found: pl.DataFrame, learner: str, kind: str, metric: str, *, lower_is_better: bool = False) -> str:
-    """The worst slice in a sentence, with its interval.
+    """The worst slice in a sentence, with its interval, and how many others are as bad.
 
     Args:
         found: what `slices` returned.
@@ -203,9 +209,11 @@ def worst_slice(found: pl.DataFrame, learner: str, kind: str, metric: str, *, lo
         lower_is_better: bool. Whether it is an error.
     """
     row = worst(found, learner, lower_is_better=lower_is_better)
+    alike = found.filter((pl.col("learner") == learner) & (pl.col("mean") == row["mean"])).height - 1
+    others = f", and {alike} more as {'high' if lower_is_better else 'low'}" if alike else ""
     return (
         f"Worst slice of {kind}: {row['feature']} {row['group']}, {metric} {row['mean']:.4f} "
-        f"[{row['low']:.4f}, {row['high']:.4f}] ({row['users']} users)."
+        f"[{row['low']:.4f}, {row['high']:.4f}] ({row['users']} users){others}."
     )
 
 

@@ -8,7 +8,7 @@ from tfmetarec.evaluation.cold_start import HEADLINE, LOWER_IS_BETTER
 from tfmetarec.evaluation.drawing import bars, lines, plain
 from tfmetarec.evaluation.examination import SHORT, Examination, worst_slice
 from tfmetarec.evaluation.report import Section, TableOf
-from tfmetarec.evaluation.slices import LEAST_USERS, Gap
+from tfmetarec.evaluation.slices import LEAST_USERS, MOST_GROUPS, Gap
 
 ERRORS = (*LOWER_IS_BETTER, "absolute error")
 
@@ -35,7 +35,7 @@ def sliced(
     if few:
         told.append(f"Groups with fewer than {LEAST_USERS} users are left out, {few} in all.")
     names = [f"{feature} {group}" for feature, group in own.select("feature", "group").iter_rows()]
-    columns, shown = [kind, "users", learner], [learner]
+    columns, shown = ["group", "users", learner], [learner]
     cells = [
         [name, str(row["users"]), _interval(row)] for name, row in zip(names, own.iter_rows(named=True), strict=True)
     ]
@@ -55,7 +55,8 @@ def sliced(
         (f"{title}, K={k}", metric, ""),
         intervals={learner: (parts[learner]["low"].to_list(), parts[learner]["high"].to_list())},
     )
-    table = TableOf(f"{metric} at K={k}, mean over users", columns, cells)
+    caption = f"{metric} at K={k}, mean over users; of each feature at most the {MOST_GROUPS} largest groups"
+    table = TableOf(f"{caption}; lower is better" if lower else caption, columns, cells)
     return Section(title, told, [table], {f"slices-{kind}": drawing})
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse
 
 from tfmetarec.data.vocabulary import Vocabulary
+from tfmetarec.evaluation.checks import check_rows, two_axes
 
 
 def novelty(top: np.ndarray, share: np.ndarray) -> np.ndarray:
@@ -34,8 +35,10 @@ def novelty(top: np.ndarray, share: np.ndarray) -> np.ndarray:
     [Vargas and Castells, 2011](https://doi.org/10.1145/2043932.2043955)
     """
     share = np.asarray(share, np.float64)
-    if share.ndim != 1 or not ((share[1:] > 0) & (share[1:] <= 1)).all():
-        raise ValueError("`share` must be a vector of numbers above 0 and at most 1. Received: others")
+    if share.ndim != 1:
+        raise ValueError(f"`share` must be a vector. Received: shape {share.shape}")
+    if (wrong := ~((share[1:] > 0) & (share[1:] <= 1))).any():
+        raise ValueError(f"`share` must hold numbers above 0 and at most 1. Received: {share[1:][wrong][0]}")
     top, real = _rows(top, len(share))
     surprise = -np.log2(np.where(np.arange(len(share)) > 0, share, 1))
     return _mean((surprise[top] * real).sum(axis=1), real.sum(axis=1))
@@ -54,7 +57,7 @@ def diversity(top: np.ndarray, vectors: Any) -> np.ndarray:
         two items.
 
     Raises:
-        ValueError: if a row is not below I.
+        ValueError: if `vectors` is no matrix of finite numbers, or a row is not below I.
 
     Example:
     >>> diversity(np.array([[1, 2], [1, 3], [1, 0]]), np.array([[0, 0], [1, 0], [2, 0], [0, 1]]))
@@ -62,8 +65,13 @@ def diversity(top: np.ndarray, vectors: Any) -> np.ndarray:
 
     Reference: [Ziegler et al., 2005](https://doi.org/10.1145/1060745.1060754)
     """
-    top, real = _rows(top, vectors.shape[0])
+    vectors = vectors if scipy.sparse.issparse(vectors) else np.asarray(vectors)
+    if vectors.ndim != 2:
+        raise ValueError(f"`vectors` must have two axes, items first. Received: shape {vectors.shape}")
     vectors = scipy.sparse.csr_array(vectors, dtype=np.float64)
+    if not np.isfinite(vectors.data).all():
+        raise ValueError(f"`vectors` must be finite. Received: {vectors.data[~np.isfinite(vectors.data)][0]}")
+    top, real = _rows(top, vectors.shape[0])
     length = np.sqrt(vectors.multiply(vectors).sum(axis=1))
     unit = scipy.sparse.diags_array(_mean(np.ones_like(length), length, empty=0.0)) @ vectors
     # The squared length of the sum has every pair twice, and every item with itself: no pair need be formed.
@@ -127,13 +135,8 @@ def class_vectors(vocabulary: Vocabulary) -> scipy.sparse.csr_array | None:
 
 def _rows(top: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """`top` as an array, and which of its places hold an item."""
-    top = np.asarray(top)
-    if top.ndim != 2:
-        raise ValueError(f"`top` must have two axes, users first. Received: shape {top.shape}")
-    if top.min(initial=0) < 0 or top.max(initial=0) >= size:
-        raise ValueError(
-            f"`top` must hold rows that are between 0 and {size - 1}. Received: {top.min()} to {top.max()}"
-        )
+    top = two_axes("top", top)
+    check_rows("top", top, size)
     return top, top > 0
 
 

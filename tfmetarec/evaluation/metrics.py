@@ -7,10 +7,10 @@ to find, is NaN there, so that a mean taken over it shows.
 Letters for shapes: `T` users, `N` candidates, `Q` rows a user is judged on, `E` excluded rows, `k` list length.
 """
 
-from typing import Any
-
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
+
+from tfmetarec.evaluation.checks import check_rows, labelled, two_axes
 
 
 def top_items(
@@ -42,7 +42,7 @@ def top_items(
     >>> top_items(np.array([[-np.inf, 0.5, 0.1, 0.9]]), k=2, exclude=np.array([[3]]))
     array([[1, 2]])
     """
-    scores = _table("scores", scores)
+    scores = two_axes("scores", scores)
     n_tasks, n_items = scores.shape
     _check_k(k, n_items)
     if np.isnan(scores).any():
@@ -51,7 +51,7 @@ def top_items(
     if exclude is not None:
         task, place = np.nonzero(_real(exclude, exclude_length, n_tasks, "exclude"))
         rows = np.asarray(exclude)[task, place]
-        _check_rows("exclude", rows, n_items)
+        check_rows("exclude", rows, n_items)
         excluded[task, rows] = True
         scores = np.where(excluded, -np.inf, scores)
     elif exclude_length is not None:
@@ -143,6 +143,10 @@ def ndcg_at_k(top: np.ndarray, relevant: np.ndarray, relevant_length: np.ndarray
     return _ratio(hits @ discount, ideal)
 
 
+RANKING = {"recall": recall_at_k, "ndcg": ndcg_at_k, "hit_rate": hit_rate, "mrr": mrr}
+"""What a list is judged by, by the names in tables."""
+
+
 def coverage(top: np.ndarray, n_items: int) -> float:
     """The share of the catalogue, rows 1 to `n_items` - 1, that at least one user was shown.
 
@@ -159,8 +163,8 @@ def coverage(top: np.ndarray, n_items: int) -> float:
     """
     if n_items < 2:
         raise ValueError(f"`n_items` must be at least 2. Received: n_items={n_items}")
-    top = _table("top", top)
-    _check_rows("top", top, n_items)
+    top = two_axes("top", top)
+    check_rows("top", top, n_items)
     shown = np.unique(top)
     return float((shown > 0).sum() / (n_items - 1))
 
@@ -226,7 +230,7 @@ def rating_ndcg_at_k(
     >>> rating_ndcg_at_k(np.array([[1.0, 3.0]]), np.array([[0.9, 0.1]]), k=1)  # (2^1 - 1) / (2^3 - 1)
     array([0.14285714])
     """
-    labels, scores = _table("labels", labels), _table("scores", scores)
+    labels, scores = two_axes("labels", labels), two_axes("scores", scores)
     _check_same_shape(labels, scores, "scores")
     _check_k(k)
     real = _real(labels, length, len(labels), "labels")
@@ -262,7 +266,7 @@ def classification(labels: np.ndarray, scores: np.ndarray, threshold: float) -> 
     >>> classification(np.array([1, 1, 0, 0]), np.array([0.9, 0.4, 0.6, 0.1]), threshold=0.5)
     {'accuracy': 0.5, 'precision': 0.5, 'recall': 0.5, 'f1': 0.5, 'auc': 0.75}
     """
-    labels, scores = _pooled(labels, scores)
+    labels, scores = labelled(labels, scores)
     if np.isnan(threshold):
         raise ValueError(f"`threshold` must be a number. Received: threshold={threshold}")
     chosen = scores >= threshold
@@ -296,7 +300,7 @@ def best_threshold(labels: np.ndarray, scores: np.ndarray, metric: str = "f1") -
     """
     if metric not in ("f1", "accuracy"):
         raise ValueError(f'`metric` must be "f1" or "accuracy". Received: metric={metric!r}')
-    labels, scores = _pooled(labels, scores)
+    labels, scores = labelled(labels, scores)
     order = np.argsort(-scores)
     labels, scores = labels[order], scores[order]
     # Calling the first c rows positive, for every c that does not part equal scores; c = 0 is "nothing".
@@ -313,15 +317,15 @@ def best_threshold(labels: np.ndarray, scores: np.ndarray, metric: str = "f1") -
 
 def _hits(top: np.ndarray, relevant: np.ndarray, relevant_length: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Which places of `top` are relevant, `(T, k)` bool, and how many relevant items there are, `(T,)`."""
-    top, relevant = _table("top", top), _table("relevant", relevant)
+    top, relevant = two_axes("top", top), two_axes("relevant", relevant)
     if not top.shape[1]:
         raise ValueError(f"`top` must have at least 1 place. Received: shape {top.shape}")
     n_tasks = len(top)
     real = _real(relevant, relevant_length, n_tasks, "relevant")
     task, place = np.nonzero(real)
     rows = relevant[task, place]
-    _check_rows("relevant", rows)
-    _check_rows("top", top)
+    check_rows("relevant", rows)
+    check_rows("top", top)
     # One number for each (user, row), so that one sorted search serves all users: comparing everything with
     # everything would take T k Q.
     width = int(max(top.max(initial=0), rows.max(initial=0))) + 1  # A Python int: the product needs 64 bits.
@@ -334,7 +338,7 @@ def _hits(top: np.ndarray, relevant: np.ndarray, relevant_length: np.ndarray | N
 
 
 def _errors(labels: np.ndarray, predictions: np.ndarray, length: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    labels, predictions = _table("labels", labels), _table("predictions", predictions)
+    labels, predictions = two_axes("labels", labels), two_axes("predictions", predictions)
     _check_same_shape(labels, predictions, "predictions")
     real = _real(labels, length, len(labels), "labels")
     # Padding may hold anything, NaN included, so it is cleared before the arithmetic.
@@ -344,7 +348,7 @@ def _errors(labels: np.ndarray, predictions: np.ndarray, length: np.ndarray | No
 
 def _real(rows: np.ndarray, length: np.ndarray | None, n_tasks: int, name: str) -> np.ndarray:
     """`(T, Q)` bool, true before each length."""
-    rows = _table(name, rows)
+    rows = two_axes(name, rows)
     if len(rows) != n_tasks:
         raise ValueError(f"`{name}` must have one row for each of {n_tasks} users. Received: shape {rows.shape}")
     if length is None:
@@ -359,27 +363,6 @@ def _real(rows: np.ndarray, length: np.ndarray | None, n_tasks: int, name: str) 
     return np.arange(rows.shape[1]) < length[:, None]
 
 
-def _pooled(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    labels, scores = np.asarray(labels), np.asarray(scores)
-    if labels.ndim != 1 or labels.shape != scores.shape or not labels.size:
-        raise ValueError(
-            "`labels` and `scores` must be vectors of one length, at least 1. "
-            f"Received: shapes {labels.shape} and {scores.shape}"
-        )
-    if not np.isin(labels, (0, 1)).all():
-        raise ValueError(f"`labels` must be 0 or 1. Received: {labels[~np.isin(labels, (0, 1))][0]}")
-    if not np.isfinite(scores).all():
-        raise ValueError(f"`scores` must be finite. Received: {scores[~np.isfinite(scores)][0]}")
-    return labels.astype(np.int64), scores.astype(np.float64)
-
-
-def _table(name: str, values: Any) -> np.ndarray:
-    table = np.asarray(values)
-    if table.ndim != 2:
-        raise ValueError(f"`{name}` must have two axes, users first. Received: shape {table.shape}")
-    return table
-
-
 def _check_same_shape(labels: np.ndarray, other: np.ndarray, name: str) -> None:
     if other.shape != labels.shape:
         raise ValueError(f"`{name}` must have the shape of `labels`, {labels.shape}. Received: shape {other.shape}")
@@ -389,15 +372,6 @@ def _check_k(k: int, most: int | None = None) -> None:
     if k < 1 or (most is not None and k > most):
         rule = "at least 1" if most is None else f"between 1 and {most}, the number of candidates"
         raise ValueError(f"`k` must be {rule}. Received: k={k}")
-
-
-def _check_rows(name: str, rows: np.ndarray, size: int | None = None) -> None:
-    if not np.issubdtype(rows.dtype, np.integer):
-        raise ValueError(f"`{name}` must hold integers. Received: {rows.dtype}")
-    low, high = rows.min(initial=0), rows.max(initial=0)
-    if low < 0 or (size is not None and high >= size):
-        rule = "at least 0" if size is None else f"between 0 and {size - 1}"
-        raise ValueError(f"`{name}` must hold rows that are {rule}. Received: {low} to {high}")
 
 
 def _discount(k: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """A page of results that people look at: one HTML file that needs no network, and its figures as files."""
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,12 @@ from tfmetarec.data.vocabulary import Vocabulary
 from tfmetarec.data.whole_file import write_whole
 from tfmetarec.evaluation import metrics
 from tfmetarec.evaluation.cold_start import LOWER_IS_BETTER, ColdStartTable, Recommender, questions
-from tfmetarec.evaluation.drawing import Drawing, histogram, lines, plain, save_all
+from tfmetarec.evaluation.drawing import Drawing, cut, histogram, lines, plain, save_all
 from tfmetarec.tasks.table import TaskTable
 
 TEMPLATE = Path(__file__).with_name("report.html.template")
+_LONGEST = 60  # Name of an item in a list, in letters.
+_WORD = re.compile(r"[^\W\d_]{2}|;")  # Or a list of names that are numbers.
 
 
 @dataclass
@@ -36,6 +39,13 @@ class TableOf:
     rows: Sequence[Sequence[str]]
     bold: frozenset[tuple[int, int]] = frozenset()
     strong: frozenset[int] = frozenset()
+
+    def kind(self, column: int) -> str:
+        """Of a column: "" for figures, "text" for words, "text long" for those that may need more than one line."""
+        cells = [row[column] for row in self.rows]
+        if max(map(len, cells), default=0) > 24:
+            return "text long"
+        return "text" if any(_WORD.search(cell) for cell in cells) else ""
 
 
 @dataclass
@@ -118,7 +128,8 @@ def headline(table: ColdStartTable, learners: Sequence[str], metric: str | None 
                 bold.add((i, j))
         cells.append(line)
     strong = frozenset(i for i, name in enumerate(names) if name in learners)
-    caption = f"{metric} after K interactions, {rows['users'][0]} users never seen; {table.confidence:.0%} intervals."
+    caption = f"{metric} after K interactions, {rows['users'][0]} users never seen; {table.confidence:.0%} intervals"
+    caption += "; lower is better." if metric in LOWER_IS_BETTER else "."
     found = TableOf(caption, ["", *(f"K={k}" for k in shots)], cells, frozenset(bold), strong)
     lower = metric in LOWER_IS_BETTER
     said = []
@@ -130,27 +141,33 @@ def headline(table: ColdStartTable, learners: Sequence[str], metric: str | None 
     return Section("Users never seen", [*table.notes, *said], [found], {"adaptation": _adaptation(rows, learners)})
 
 
-def side_by_side(tables: Mapping[str, ColdStartTable], metric: str | None = None) -> Section:
-    """Every learner and floor of several runs in one table: means of the metric, the best of each K in bold.
+def side_by_side(tables: Mapping[str, ColdStartTable], notes: Sequence[str] = ()) -> Section:
+    """Every learner and floor of several runs in one table: means of the headline metric, the best of each K in bold.
+
+    Runs that were judged by another metric have a table of their own.
 
     Args:
         tables: name of a run -> its table.
-        metric: of the tables; the headline one of the first if `None`.
+        notes: paragraphs before the tables.
     """
-    metric = next(iter(tables.values())).metric_name(metric)
-    wide = {name: table.pivot(metric) for name, table in tables.items()}
-    shots = list(dict.fromkeys(k for table in wide.values() for k in table.columns[1:]))
-    rows = [
-        (name, row["learner"], [row.get(k) for k in shots])
-        for name, table in wide.items()
-        for row in table.iter_rows(named=True)
-    ]
-    pick = min if metric in LOWER_IS_BETTER else max
-    best = [pick(value for row in rows if (value := row[2][j]) is not None) for j in range(len(shots))]
-    bold = {(i, j + 2) for i, row in enumerate(rows) for j, value in enumerate(row[2]) if value == best[j]}
-    cells = [[name, learner, *map(plain, values)] for name, learner, values in rows]
-    columns = ["run", "learner", *(f"K={k}" for k in shots)]
-    return Section("Side by side", (), [TableOf(f"{metric} after K interactions", columns, cells, frozenset(bold))])
+    metrics_of = {name: table.metric_name() for name, table in tables.items()}
+    shown = []
+    for metric in dict.fromkeys(metrics_of.values()):
+        wide = {name: table.pivot(metric) for name, table in tables.items() if metrics_of[name] == metric}
+        shots = sorted({k for table in wide.values() for k in table.columns[1:]}, key=int)
+        rows = [
+            (name, row["learner"], [row.get(k) for k in shots])
+            for name, table in wide.items()
+            for row in table.iter_rows(named=True)
+        ]
+        pick = min if metric in LOWER_IS_BETTER else max
+        best = [pick(value for row in rows if (value := row[2][j]) is not None) for j in range(len(shots))]
+        bold = {(i, j + 2) for i, row in enumerate(rows) for j, value in enumerate(row[2]) if value == best[j]}
+        cells = [[name, learner, *map(plain, values)] for name, learner, values in rows]
+        columns = ["run", "learner", *(f"K={k}" for k in shots)]
+        caption = f"{metric} after K interactions{'; lower is better' if metric in LOWER_IS_BETTER else ''}"
+        shown.append(TableOf(caption, columns, cells, frozenset(bold)))
+    return Section("Side by side", notes, shown)
 
 
 def _adaptation(rows: pl.DataFrame, learners: Sequence[str]) -> Drawing:
@@ -224,9 +241,12 @@ def neighbours(vectors: np.ndarray, names: Sequence[str], rows: Sequence[int], m
     likeness = unit[list(rows)] @ unit.T
     likeness[:, 0] = -np.inf
     likeness[np.arange(len(rows)), list(rows)] = -np.inf
-    nearest = np.argsort(-likeness, axis=1, kind="stable")[:, :most]
+    nearest = np.argsort(-likeness, axis=1, kind="stable")[:, : min(most, len(names) - 2)]
     lists = [
-        [names[row], ", ".join(f"{names[other]} ({likeness[i, other]:.2f})" for other in nearest[i])]
+        [
+            cut(names[row], _LONGEST),
+            "; ".join(f"{cut(names[other], _LONGEST)} ({likeness[i, other]:.2f})" for other in nearest[i]),
+        ]
         for i, row in enumerate(rows)
     ]
     return TableOf("Items with the most similar vectors (cosine)", ["item", "nearest"], lists)
@@ -237,26 +257,39 @@ def example(learner: Recommender, interactions: Interactions, vocabulary: Vocabu
 
     Args:
         learner: that adapts and scores.
-        interactions: of users never seen; the first one with more than `shots` in the catalogue is taken.
+        interactions: of users never seen. The first user with more than `shots` items in the catalogue is taken; if
+            nobody has, the first with the most.
         vocabulary: of the catalogue.
         shots: interactions to show, in time order where there is one.
     """
     known = pl.Series(vocabulary.item_ids[1:].tolist())
-    met = interactions.table.filter(pl.col("item_id").is_in(known.implode()))
-    enough = met.group_by("user_id").agg(pl.col("item_id").n_unique()).filter(pl.col("item_id") > shots)
-    if enough.is_empty():
+    in_known = pl.col("item_id").is_in(known.implode())
+    met = interactions.table.filter(in_known).group_by("user_id")
+    count = met.agg(pl.col("item_id").n_unique().clip(upper_bound=shots + 1)).filter(pl.col("item_id") > 1)
+    count = count.sort(["item_id", "user_id"], descending=[True, False])
+    if count.is_empty():
         return Section("One user")
-    user = enough["user_id"].sort()[0]
-    one = interactions.filter(pl.col("user_id") == user)
+    user, shots = count["user_id"][0], count["item_id"][0] - 1
+    one = interactions.filter(in_known & (pl.col("user_id") == user))
     table = TaskTable.build(one, vocabulary, min_interactions=shots + 1)
-    slots, names = table.start[:-1, None] + np.arange(shots + 1), vocabulary.item_names
+    slots, names = (
+        table.start[:-1, None] + np.arange(shots + 1),
+        [cut(name, _LONGEST) for name in vocabulary.item_names],
+    )
+    # Where there are ratings, the rows of a table are not those of the catalogue.
+    in_catalogue = vocabulary.item_rows(table.items.ids)[table.item]
     rows = []
     for k in range(shots + 1):
         ((_, question),) = questions(table, slots, k, shots)
         scores = np.array(learner.score(learner.adapt(question.support), vocabulary.catalogue), np.float32)
         scores[:, 0] = -np.inf
-        (top,) = metrics.top_items(scores, 5, exclude=table.item[question.seen], seed=0)
-        last = names[table.item[slots[0, k - 1]]] if k else "nothing yet"
-        rows.append([last, ", ".join(names[row] for row in top)])
-    caption = f"User {user}: what it met, one after another, and the five best items of the catalogue after that."
+        top = metrics.top_items(scores, min(5, len(names) - 1), exclude=in_catalogue[question.seen], seed=0)[0]
+        last = "nothing yet"
+        if k:
+            place = slots[0, k - 1]
+            rating = f" ({table.label[place]:g})" if vocabulary.specs.feedback == "explicit" else ""
+            last = f"{names[in_catalogue[place]]}{rating}"
+        rows.append([last, "; ".join(names[row] for row in top if row)])
+    what = "what they rated, and how" if vocabulary.specs.feedback == "explicit" else "what they met"
+    caption = f"User {user}: {what}, one after another, and the best items of the catalogue after that."
     return Section("One user", (), [TableOf(caption, ["met", "recommended then"], rows)])

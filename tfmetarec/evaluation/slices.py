@@ -11,11 +11,12 @@ import polars as pl
 
 from tfmetarec.data.interactions import Interactions
 from tfmetarec.data.vocabulary import Vocabulary
-from tfmetarec.evaluation.bootstrap import bootstrap_mean, paired_bootstrap, resampled_means
+from tfmetarec.evaluation.bootstrap import bootstrap_mean, check_confidence, paired_bootstrap, resampled_means
 
 LEAST_USERS = 10
 """Groups of fewer users say nothing."""
-_MOST_GROUPS = 6  # Of a feature with more values the largest are kept.
+MOST_GROUPS = 6
+"""Of a feature with more values the largest are kept."""
 _MOST_VALUES = 50  # A feature with more is a number or a name.
 
 
@@ -64,22 +65,27 @@ class Gap(NamedTuple):
         )
 
 
-def user_groups(interactions: Interactions, *, activity: int = 3) -> pl.DataFrame:
+def user_groups(interactions: Interactions, *, users: pl.Series | None = None, activity: int = 3) -> pl.DataFrame:
     """The groups of users: by how much they did, and by each of their features.
 
     Args:
         interactions: of the users to group, e.g. `split.test`.
+        users: ids of those to group, such as those with a figure; all if `None`.
         activity: int, at least 2. Groups by the number of interactions, about equally large. Defaults to 3.
 
     Returns:
-        `user_id`, `feature` and `group`. Numbers with many values, lists and free texts make no groups.
+        `user_id`, `feature` and `group`: of a feature its `MOST_GROUPS` largest groups. Numbers with many values,
+        lists, free texts and what is the same for all make no groups. A feature of users that is called "activity",
+        too, is "activity (feature)" here.
     """
     counts = interactions.table.group_by("user_id").len().sort("user_id")
+    if users is not None:
+        counts = counts.filter(pl.col("user_id").is_in(users.implode()))
     names = _bands(counts["len"].to_numpy(), activity, "interactions")
     found = [_long("user_id", counts["user_id"], "activity", names)]
     if interactions.users is not None:
-        users = interactions.users.join(counts.select("user_id"), on="user_id", how="semi", maintain_order="left")
-        found += _features(users, "user_id", lists=False)
+        table = interactions.users.join(counts.select("user_id"), on="user_id", how="semi", maintain_order="left")
+        found += _features(table, "user_id", "activity", lists=False)
     return pl.concat(found)
 
 
@@ -93,7 +99,7 @@ def item_groups(vocabulary: Vocabulary, interactions: Interactions, *, popularit
             Defaults to 3.
 
     Returns:
-        `item_id`, `feature` and `group`.
+        `item_id`, `feature` and `group`: of a feature its `MOST_GROUPS` largest classes, as `user_groups`.
     """
     times, ids = vocabulary.popularity[1:], pl.Series("item_id", vocabulary.item_ids[1:].tolist())
     # As many interactions in each class: a third of the items would be a tail that nobody asks for.
@@ -101,7 +107,8 @@ def item_groups(vocabulary: Vocabulary, interactions: Interactions, *, popularit
     found = [_long("item_id", ids, "popularity", _bands(times, popularity, "users", of=weighed))]
     if interactions.items is not None:
         items = interactions.items.filter(pl.col("item_id").is_in(ids.implode()))
-        found += _features(items.drop(interactions.schema.item_name or [], strict=False), "item_id", lists=True)
+        items = items.drop(interactions.schema.item_name or [], strict=False)
+        found += _features(items, "item_id", "popularity", lists=True)
     return pl.concat([part.cast({"item_id": ids.dtype}) for part in found])
 
 
@@ -118,7 +125,7 @@ def slices(
     Args:
         values: `user_id`, `learner` and `value`; with `item_id` too, one row for each item that a user was asked for,
             of which a user's mean over the items of a class counts once.
-        groups: of users, or of items if `values` has them.
+        groups: of users, or of items if `values` has them. Who has no group (null) is in none.
         against: a learner that each of the others is compared with, on the same users.
         confidence: float in (0, 1), of the intervals.
         seed: int, at least 0, of the bootstrap.
@@ -126,11 +133,16 @@ def slices(
     Returns:
         One row per learner, feature and group: `users`, `mean`, `low`, `high` and, with `against`, `difference`,
         `difference_low` and `difference_high`; and how many groups were left out for having too few users.
+
+    Raises:
+        ValueError: if a column is not there, a value is not finite, `against` is no learner, or as `bootstrap_mean`.
     """
     key = "item_id" if "item_id" in values.columns else "user_id"
-    joined = values.join(groups, on=key, how="inner")
+    joined = _joined(values, groups, key, ("user_id", "learner", "value"))
     mean = joined.group_by("learner", "feature", "group", "user_id").agg(pl.col("value").mean())
     names = dict.fromkeys(values["learner"])
+    if against is not None and against not in names:
+        raise ValueError(f"`against` must be one of the learners, {', '.join(names)}. Received: against={against!r}")
     rows, few = [], 0
     for (feature, group), part in mean.sort("user_id").group_by("feature", "group", maintain_order=True):
         own = {name: part.filter(pl.col("learner") == name)["value"].to_numpy() for name in names}
@@ -153,7 +165,7 @@ def slices(
 
 
 def worst(found: pl.DataFrame, learner: str, *, lower_is_better: bool = False) -> dict:
-    """The row of `slices` in which a learner is worst.
+    """The row of `slices` in which a learner is worst, and among equals the one with the most users.
 
     Args:
         found: what `slices` returned, not empty.
@@ -161,7 +173,7 @@ def worst(found: pl.DataFrame, learner: str, *, lower_is_better: bool = False) -
         lower_is_better: bool. Whether the figure is an error.
     """
     own = found.filter(pl.col("learner") == learner)
-    return own.sort("mean", descending=lower_is_better, maintain_order=True).row(0, named=True)
+    return own.sort("mean", "users", descending=[lower_is_better, True], maintain_order=True).row(0, named=True)
 
 
 def fairness_gap(
@@ -177,7 +189,7 @@ def fairness_gap(
 
     Args:
         values: `user_id` and `value`, of one learner.
-        groups: of users, as `user_groups` makes them.
+        groups: of users, as `user_groups` makes them. Who has no group (null) is in none.
         lower_is_better: bool. Whether `value` is an error.
         samples: int, at least 1. Draws, of users within their groups and of groups at random. Defaults to 1000.
         confidence: float in (0, 1), of the intervals.
@@ -185,8 +197,15 @@ def fairness_gap(
 
     Returns:
         A `Gap` for each feature with two groups of at least `LEAST_USERS` users, none for the others.
+
+    Raises:
+        ValueError: if a column is not there, a value is not finite, a user has two of them, or an option is out of
+            range.
     """
-    joined = values.join(groups, on="user_id", how="inner").sort("user_id", "feature", "group")
+    check_confidence(confidence)
+    joined = _joined(values, groups, "user_id", ("user_id", "value")).sort("user_id", "feature", "group")
+    if values["user_id"].is_duplicated().any():
+        raise ValueError("`values` must have one row for each user, of one learner. Received: a user with several")
     gaps = []
     for (feature,), part in joined.group_by("feature", maintain_order=True):
         sized = part.filter(pl.len().over("group") >= LEAST_USERS)
@@ -197,7 +216,7 @@ def fairness_gap(
         value = np.zeros(len(users))
         value[own] = sized["value"].to_numpy()
         means = np.bincount(of, value[own]) / np.bincount(of)
-        first, last = int(means.argmin()), int(means.argmax())
+        first, last = int(means.argmin()), len(means) - 1 - int(means[::-1].argmax())  # Two groups if all are equal.
         two = [
             resampled_means(value[own[of == number]], samples, seed + side) for side, number in enumerate((last, first))
         ]
@@ -215,6 +234,17 @@ def fairness_gap(
     return sorted(gaps, key=lambda gap: -gap.gap)
 
 
+def _joined(values: pl.DataFrame, groups: pl.DataFrame, key: str, columns: tuple[str, ...]) -> pl.DataFrame:
+    """The values of those who have a group, with their groups."""
+    for name, frame, needed in (("values", values, columns), ("groups", groups, (key, "feature", "group"))):
+        for column in needed:
+            if column not in frame.columns:
+                raise ValueError(f"`{name}` must have a column {column!r}. Received the columns {frame.columns}")
+    if wrong := (~values["value"].is_finite()).fill_null(True).sum():
+        raise ValueError(f"`values` must be finite. Received: {wrong} values that are not")
+    return values.join(groups.drop_nulls("group"), on=key, how="inner")
+
+
 def _bands(counts: np.ndarray, number: int, unit: str, of: np.ndarray | None = None) -> np.ndarray:
     """For each count the name of its band, such as "12 to 30 users"; `of` is what is cut into equal parts."""
     if number < 2:
@@ -229,28 +259,41 @@ def _bands(counts: np.ndarray, number: int, unit: str, of: np.ndarray | None = N
 
 
 def _long(key: str, ids: pl.Series, feature: str, names: np.ndarray) -> pl.DataFrame:
-    """Groups in the order of the numbers in their names."""
+    """Groups in the order of the numbers in their names; none if there is but one."""
     frame = pl.DataFrame({key: ids, "feature": feature, "group": names.tolist()})
-    number = pl.col("group").str.extract(r"^([\d,]+)").str.replace_all(",", "").cast(pl.Int64)
-    return frame.sort(number, maintain_order=True)
+    return frame.clear() if frame["group"].n_unique() < 2 else _in_order(frame)
 
 
-def _features(table: pl.DataFrame, key: str, *, lists: bool) -> list[pl.DataFrame]:
-    """The largest groups of each feature, in alphabetical order; with `lists`, of each entry of a list too."""
+def _in_order(groups: pl.DataFrame) -> pl.DataFrame:
+    """Groups by the numbers that their names begin with, the others behind them by the alphabet."""
+    number = pl.col("group").str.extract(r"^(-?[\d,]*\.?\d+)").str.replace_all(",", "").cast(pl.Float64, strict=False)
+    return groups.sort(number, "group", nulls_last=True, maintain_order=True)
+
+
+def _features(table: pl.DataFrame, key: str, taken: str, *, lists: bool) -> list[pl.DataFrame]:
+    """The largest groups of each feature, in order; with `lists`, of each entry of a list too.
+
+    A feature with the name that is `taken` gets another.
+    """
     found = []
     for feature, kind in table.schema.items():
         is_list = kind == pl.List(pl.String)
         if feature == key or (kind.is_nested() and not (lists and is_list)):
             continue
-        long = table.select(key, pl.lit(feature).alias("feature"), group=pl.col(feature))
+        name = f"{feature} (feature)" if feature == taken else feature
+        long = table.select(key, pl.lit(name).alias("feature"), group=pl.col(feature))
         long = long.explode("group").unique(maintain_order=True) if is_list else long
+        if kind.is_float():
+            long = long.with_columns(pl.col("group").fill_nan(None))
+        if kind.is_float() and (long["group"].drop_nulls() % 1 == 0).all():
+            long = long.with_columns(pl.col("group").cast(pl.Int64))  # 2 and not 2.0.
         long = long.with_columns(pl.col("group").cast(pl.String)).filter(pl.col("group").is_not_null())
         sizes = long["group"].value_counts().sort(["count", "group"], descending=[True, False])
         many = sizes.height > _MOST_VALUES
         if sizes.height < 2 or (many and (kind.is_numeric() or (not is_list and _hardly_repeats(sizes)))):
             continue
-        kept = sizes["group"].head(_MOST_GROUPS)
-        found.append(long.filter(pl.col("group").is_in(kept.implode())).sort("group", maintain_order=True))
+        kept = sizes["group"].head(MOST_GROUPS)
+        found.append(_in_order(long.filter(pl.col("group").is_in(kept.implode()))))
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from tfmetarec.evaluation.drawing import COLOURS, GREY, Drawing, lines
+from tfmetarec.evaluation.drawing import COLOURS, GREY, LONGEST, Drawing, cut, lines
 from tfmetarec.tuning.results import epochs_of, trials_table, values_of
 from tfmetarec.tuning.space import Choice, Range
 from tfmetarec.tuning.tuner import MetaTuner
@@ -132,6 +132,7 @@ def _importance(found: pl.DataFrame) -> Drawing:
     alt = f"What a random forest says the objective depends on, {names[-1]} most."
     drawing = Drawing(alt, height=1.2 + 0.3 * len(names))
     drawing.axes.barh(names, shares, xerr=np.minimum(spread, shares), color=COLOURS[0], error_kw={"ecolor": GREY})
+    drawing.axes.set_yticks(range(len(names)), labels=[cut(name, LONGEST) for name in names], fontsize=9)
     drawing.axes.set_xlim(left=0)
     drawing.label("What the objective depends on", "share of a random forest's decrease in error", "")
     return drawing
