@@ -8,7 +8,7 @@ export TFMETAREC_TEST_DATA ?= $(wildcard $(CURDIR)/../shared/data)
 # Tests of one file stay in one process, so that what they share is made once.
 TEST_PROCESSES ?= 2
 
-.PHONY: help quickstart test test-slow test-serving lint format docs lock benchmarks clean
+.PHONY: help quickstart test test-slow test-serving lint format docs notebooks lock benchmarks clean
 
 help: ## List what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,9 @@ format: $(STAMP) ## Reformat the code
 # The variable silences a notice of the theme about MkDocs 2, which pyproject.toml does not allow.
 docs: $(STAMP) ## The documentation as a site that needs no network: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+notebooks: $(STAMP) ## Run every notebook in full and keep what it shows
+	$(BIN)/python -c 'from nbclient.cli import main; main()' --inplace --NotebookClient.record_timing=False notebooks/*.ipynb
 
 lock: ## Renew requirements/lock.txt from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml requirements/build.in --extra dev --extra report --extra pretrained --extra docs \

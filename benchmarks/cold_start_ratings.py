@@ -112,9 +112,9 @@ class Floors(NamedTuple):
         return cls(vocabulary, found)
 
     def on_factors(self, name: str) -> keras.Model:
-        """A `TwoTower` that begins with the item vectors of a factorisation."""
+        """A `TwoTower` that begins with the item vectors of a factorisation, and reads of items the id alone."""
         factors = self.found[name]
-        return two_tower_from_vectors(self.vocabulary, factors.items, level=factors.mean)
+        return two_tower_from_vectors(only_ids(self.vocabulary), factors.items, level=factors.mean)
 
 
 def fitted(
@@ -146,14 +146,16 @@ def fitted(
         return trained(learner, TOWER_OPTIMIZER, TOWER_EPOCHS)
 
     def set_encoder() -> Any:
-        learner = tmr.meta.SetEncoder(floors.on_factors(READ), **SET_ENCODER, seed=seed)
+        learner = tmr.meta.SetEncoder(floors.on_factors(READ), vocabulary=vocabulary, **SET_ENCODER, seed=seed)
         return completed(trained(learner, ENCODER_OPTIMIZER, ENCODER_EPOCHS))
 
     makers: dict[str, Callable[[], Any]] = {
         "fine-tuning": lambda: on_tower(tmr.meta.FineTuning, **GRADIENT),
         "MAML": lambda: on_tower(tmr.meta.MAML, **GRADIENT),
         "Ridge": lambda: on_tower(tmr.meta.Ridge, **FOLD_IN),
-        "Ridge on factors": lambda: completed(tmr.meta.Ridge(floors.on_factors(FOLDED), **FOLD_IN, seed=seed)),
+        "Ridge on factors": lambda: completed(
+            tmr.meta.Ridge(floors.on_factors(FOLDED), vocabulary=vocabulary, **FOLD_IN, seed=seed)
+        ),
         "set encoder on factors": set_encoder,
     }
     for name in names:
@@ -180,6 +182,10 @@ def towers_specs(vocabulary: Vocabulary, content: tuple[str, ...] | None) -> Any
     return replace(vocabulary.specs, item=tuple(spec for spec in vocabulary.specs.item if spec.name in kept))
 
 
+def only_ids(vocabulary: Vocabulary) -> Any:
+    return towers_specs(vocabulary, ("item_id",))
+
+
 def levers(case: Problem, budget: Budget, say: Say) -> report.Rows:
     """What each choice in the set encoder is worth: validation users, one seed, alone and in equal shares with MF."""
     floors = Floors.of(case.held.train, say, budget.quick)
@@ -194,10 +200,9 @@ def levers(case: Problem, budget: Budget, say: Say) -> report.Rows:
     def made(own: Vocabulary, **changed: Any) -> Any:
         factors = floors.found[READ]
         if changed.pop("from_nothing", False):
-            model = tmr.models.TwoTower(towers_specs(own, ("item_id",)), 64, item_hidden=(), id_dropout=0.0)
+            model = tmr.models.TwoTower(only_ids(own), FACTORIZATIONS[READ], item_hidden=(), id_dropout=0.0)
         else:
-            model = two_tower_from_vectors(own, factors.items, level=factors.mean)
-        model.item_encoder.id_vector.trainable = not changed.pop("frozen", False)
+            model = two_tower_from_vectors(only_ids(own), factors.items, level=factors.mean)
         optimizer = {**ENCODER_OPTIMIZER, **changed.pop("optimizer", {})}
         epochs = changed.pop("epochs", ENCODER_EPOCHS)
         train = less if own is plain else case.held.train
@@ -209,9 +214,7 @@ def levers(case: Problem, budget: Budget, say: Say) -> report.Rows:
         "set encoder, as configured": (vocabulary, {}),
         "without users' features": (plain, {}),
         "item vectors from nothing": (vocabulary, {"from_nothing": True}),
-        "item vectors stay those of MF": (vocabulary, {"frozen": True}),
         "dropout .1": (vocabulary, {"dropout": 0.1}),
-        "dropout .5": (vocabulary, {"dropout": 0.5}),
         "attention over the support, 8 heads": (vocabulary, {"heads": 8}),
         "running mean of the weights": (vocabulary, {"optimizer": {"use_ema": True, "ema_momentum": 0.99}}),
         "a third of the steps": (vocabulary, {"epochs": ENCODER_EPOCHS // 3}),

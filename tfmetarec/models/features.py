@@ -178,7 +178,7 @@ class FeatureEncoder(keras.layers.Layer):
             else:
                 parts.append(self.embeddings[spec.name](value))
         if not parts:
-            leading = next(value for name, value in features.items() if name in ("user_id", "item_id"))
+            leading = next(value for name, value in features.items() if name in ("user_id", "item_id", "item_level"))
             return ops.ones((*ops.shape(leading), 1), self.compute_dtype)
         return ops.concatenate(parts, axis=-1)
 

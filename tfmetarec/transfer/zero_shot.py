@@ -1,5 +1,6 @@
 """A trained learner that has something to say of items without a row and of users without an interaction."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfmetarec.data.interactions import Interactions
-from tfmetarec.data.vocabulary import LISTS, FeatureSpec, Vocabulary
+from tfmetarec.data.vocabulary import LISTS, FeatureSpec, FeatureSpecs, Vocabulary
 from tfmetarec.models.features import Apply, directly, placeholder_features
 from tfmetarec.models.two_tower import TwoTower, UserTower
 from tfmetarec.tasks.episode import Features, Support
@@ -80,7 +81,12 @@ class WithPrototypes(keras.Model):
                 f"Received: {type(model).__name__}"
             )
         self.model, self.items, self.users = model, items, users
-        self.specs, self.vocabulary = model.specs, getattr(model, "vocabulary", None)
+        sides = {
+            side: (*of_model, *_others(prototypes, of_model))
+            for side, of_model, prototypes in (("user", model.specs.user, users), ("item", model.specs.item, items))
+        }
+        self.specs = dataclasses.replace(model.specs, **sides)
+        self.vocabulary = getattr(model, "vocabulary", None)
         self.is_retrieval = getattr(model, "is_retrieval", False)
         self.takes_items_without_id = getattr(model, "takes_items_without_id", False)
         self._known = next(spec.size for spec in model.specs.item if spec.name == "item_id")
@@ -126,6 +132,12 @@ class WithPrototypes(keras.Model):
             if config[name] is not None:
                 config[name] = keras.saving.deserialize_keras_object(config[name], custom_objects=custom_objects)
         return cls(**config)
+
+
+def _others(prototypes: ContentPrototypes | None, of_model: Sequence[FeatureSpec]) -> list[FeatureSpec]:
+    """What prototypes read that the model itself does not."""
+    known = {spec.name for spec in of_model}
+    return [spec for spec in (prototypes.specs if prototypes is not None else ()) if spec.name not in known]
 
 
 def zero_shot(
@@ -241,14 +253,16 @@ def user_vectors(
     return users, np.concatenate(moves), np.minimum(table.sizes, most_support).astype(np.float64)
 
 
-def two_tower_from_vectors(vocabulary: Vocabulary, vectors: Any, *, level: float | None = None) -> TwoTower:
+def two_tower_from_vectors(
+    vocabulary: Vocabulary | FeatureSpecs, vectors: Any, *, level: float | None = None
+) -> TwoTower:
     """A `TwoTower` whose items are given vectors, whatever made them: a factorisation, item2vec, another model.
 
     Its towers say nothing until they are trained, so an item without a row is the mean of nothing: complete it with
     `zero_shot`.
 
     Args:
-        vocabulary: of the items.
+        vocabulary: of the items, or its `specs`, of which some features may be left out for a faster model.
         vectors: `(I, D + 1)` by vocabulary row, the item's bias last. Row 0 is for items never seen.
         level: float, where scores start. Defaults to the mean label, and 0 for implicit feedback.
 
@@ -265,10 +279,11 @@ def two_tower_from_vectors(vocabulary: Vocabulary, vectors: Any, *, level: float
     True
     """
     vectors = np.asarray(vectors, np.float32)
-    if vectors.ndim != 2 or len(vectors) != vocabulary.n_items or vectors.shape[1] < 2:
+    specs = vocabulary.specs if isinstance(vocabulary, Vocabulary) else vocabulary
+    n_items = next(spec.size for spec in specs.item if spec.name == "item_id")
+    if vectors.ndim != 2 or len(vectors) != n_items or vectors.shape[1] < 2:
         raise ValueError(
-            f"`vectors` must have shape ({vocabulary.n_items}, D + 1), a row for each of the vocabulary. "
-            f"Received: {vectors.shape}"
+            f"`vectors` must have shape ({n_items}, D + 1), a row for each of the vocabulary. Received: {vectors.shape}"
         )
     model = TwoTower(vocabulary, vectors.shape[1] - 1, item_hidden=(), dropout=0.0, id_dropout=0.0)
     encoder, head = model.item_encoder, model.head
