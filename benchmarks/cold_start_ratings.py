@@ -287,14 +287,16 @@ def choose(case: Problem, names: Any, budget: Budget, say: Say) -> Chosen:
                     thresholds[name, new] = MedianRatings(None, scale).fit_scores(scores, labels).thresholds
         if not new:
             full = said[MIXTURE if MIXTURE in said else FLOORS[-1]][0].ravel()
-            good = (parts[0].table.label[parts[0].query].ravel() >= liked(scale)).astype(int)
+            good = (
+                parts[0].table.label[parts[0].query].ravel() >= metrics.positive_from(min(scale), max(scale))
+            ).astype(int)
             cut = {metric: metrics.best_threshold(good, full, metric) for metric in ("accuracy", "f1")}
     return Chosen(gates, thresholds, cut, ablation)
 
 
-def liked(scale: Any) -> float:
-    """From which rating on an item was liked: the upper two fifths of the scale, 4 of 1 to 5."""
-    return min(scale) + 0.75 * (max(scale) - min(scale))
+def liked(asked: Tasks, scale: Any) -> np.ndarray:
+    """1 where what is asked about was liked, 0 where not."""
+    return (asked.table.label[asked.query].ravel() >= metrics.positive_from(min(scale), max(scale))).astype(int)
 
 
 class Gathered(NamedTuple):
@@ -410,7 +412,9 @@ def measured(
                     single.append(pl.DataFrame({**case_, "user_id": asked.table.keys, **rows}))
             if state == "user_cold" and shown == "all":
                 best = MIXTURE if MIXTURE in said else FLOORS[-1]
-                good = (asked.table.label[asked.query].ravel() >= liked(scale)).astype(int)
+                good = (asked.table.label[asked.query].ravel() >= metrics.positive_from(min(scale), max(scale))).astype(
+                    int
+                )
                 binary += [
                     {"seed": seed, "classifier": f"{best}, best {metric} on validation"}
                     | metrics.classification(good, said[best].ravel(), threshold)

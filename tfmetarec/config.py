@@ -44,7 +44,7 @@ class VocabularyConfig(_Section):
     max_words: int = Field(2000, ge=1, description="Words of a text feature that get a row of their own.")
     word_buckets: int = Field(0, ge=0, description="Rows that all other words of a text share by hash.")
     min_category_users: int = Field(
-        1, ge=1, description="Values of users' categories that fewer users have say nothing, as a postal code would."
+        5, ge=1, description="Values of users' categories that fewer users have say nothing, as a postal code would."
     )
 
 
@@ -57,7 +57,7 @@ class TasksConfig(_Section):
         "popularity", description="How negatives are drawn."
     )
     order: Literal["time", "random"] | None = Field(None, description="Which interactions come first.")
-    early: float = Field(4.0, ge=1, description="How strongly episodes prefer the beginning of a history.")
+    early: float = Field(16.0, ge=1, description="How strongly episodes prefer the beginning of a history.")
 
 
 class ModelConfig(_Section):

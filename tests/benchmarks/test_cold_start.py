@@ -119,11 +119,6 @@ def test_what_was_kept_for_other_options_is_not_taken_up(tmp_path):
     assert not (read[1].parts / "own-0-users.parquet").exists()
 
 
-def test_a_rating_is_liked_from_the_upper_part_of_the_scale():
-    assert ratings.liked((1, 2, 3, 4, 5)) == 4
-    assert ratings.liked((0.5, 5.0)) == pytest.approx(3.875)
-
-
 def test_a_name_without_a_folder_says_what_to_do(monkeypatch):
     monkeypatch.delenv("TFMETAREC_TEST_DATA", raising=False)
     with pytest.raises(tmr.data.DataError, match="`--data ml-1m` needs a folder: give its path"):

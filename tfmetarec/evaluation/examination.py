@@ -150,7 +150,7 @@ def examine(
     else:
         low, high = vocabulary.label_range
         if positive_rating is None:
-            positive_rating = low + 0.75 * (high - low)
+            positive_rating = metrics.positive_from(low, high)
         elif not low < positive_rating <= high:  # Else all are positive, or none.
             raise ValueError(
                 f"`positive_rating` must be above {low:g} and at most {high:g}. Received: {positive_rating:g}"

@@ -279,6 +279,18 @@ def classification(labels: np.ndarray, scores: np.ndarray, threshold: float) -> 
     }
 
 
+def positive_from(low: float, high: float) -> float:
+    """From which rating on one counts as positive, where nobody says: three quarters of the way up the scale.
+
+    Args:
+        low, high: float. The ends of the scale.
+
+    >>> positive_from(1, 5), positive_from(0.5, 5)
+    (4.0, 3.875)
+    """
+    return low + 0.75 * (high - low)
+
+
 def best_threshold(labels: np.ndarray, scores: np.ndarray, metric: str = "f1") -> float:
     """The threshold at which `classification` gives the best value of `metric` on these rows.
 
