@@ -123,3 +123,52 @@ def test_a_name_without_a_folder_says_what_to_do(monkeypatch):
     monkeypatch.delenv("TFMETAREC_TEST_DATA", raising=False)
     with pytest.raises(tmr.data.DataError, match="`--data ml-1m` needs a folder: give its path"):
         cold_start.main(["--quick", "--data", "ml-1m"])
+
+
+def tables(page: Path) -> dict[str, list[dict[str, str]]]:
+    """The tables of a page of Markdown by their first heading: rows of cells, without bold."""
+    found: dict[str, list[dict[str, str]]] = {}
+    head: list[str] = []
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("|"):
+            head = []
+            continue
+        cells = [cell.strip().strip("*") for cell in line.strip("|").split("|")]
+        if not head:
+            head = cells
+        elif set(line) - set("|- :"):
+            found.setdefault(head[0], []).append(dict(zip(head, cells, strict=True)))
+    return found
+
+
+def short(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}".removeprefix("0")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/cold_start.md"])
+def test_tables_of_choices_are_the_committed_figures(page):
+    figures = json.loads((ROOT / "benchmarks/results/cold_start.json").read_text())["figures"]
+    written = {name: rows for name, rows in tables(ROOT / page).items() if name in ("recall@20", "ndcg@20")}
+    written.pop("recall@20", None) if page == "README.md" else None  # There it is the table of the quickstart.
+    assert "ndcg@20" in written
+    for metric, rows in written.items():
+        measured = {row["learner"]: row for row in figures[f"{metric}, means over users and seeds"]}
+        assert [row[metric] for row in rows] == list(measured)
+        for row in rows:
+            of = measured[row.pop(metric)]
+            assert row == {name: short(of[name], 4) for name in row}
+
+
+def test_tables_of_ratings_are_the_committed_figures():
+    figures = json.loads((ROOT / "benchmarks/results/cold_start-ml-1m.json").read_text())["figures"]
+    measured = {(row["state"], row["support"], row["learner"]): row for row in figures["Four states"]}
+    written = tables(ROOT / "docs/cold_start.md")
+    for support in ("all", "5"):
+        heading = f"MAE / RMSE / nDCG@5, support {support}"
+        rows = written[heading]
+        assert [row[heading] for row in rows] == list(dict.fromkeys(learner for _, _, learner in measured))
+        for row in rows:
+            for state in ratings.STATES:
+                of = measured[state, support, row[heading]]
+                said = " / ".join(short(of[metric], 3) for metric in ratings.METRICS)
+                assert row[state.replace("_", " ")] == said
