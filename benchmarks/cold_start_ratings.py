@@ -59,7 +59,7 @@ Say = Callable[[str], None]
 
 
 class Problem(NamedTuple):
-    """Ratings in their states, what choices are made on, and which features of items towers read: `None` for all."""
+    """Ratings in their states, what choices are made on, and what gradient learners read of items: `None` for all."""
 
     name: str
     split: Split
@@ -83,7 +83,9 @@ def problem(
         parts = {"user_cold" if name == "test" else name: part for name, part in split.parts.items()}
         split = Split(parts, split.seed, split.notes)
     dated = split.train.items is not None and "year" in split.train.items.columns
-    held = zero_shot.validation(split.train) if dated else tmr.data.four_states(split.train, item_share=0.25)
+    held = (
+        zero_shot.validation(split.train, latest=True) if dated else tmr.data.four_states(split.train, item_share=0.25)
+    )
     return Problem(interactions.name, split, held, content)
 
 
@@ -135,14 +137,14 @@ def fitted(
     def trained(learner: Any, optimizer: dict[str, float], epochs: int) -> Any:
         return fit(learner, episodes, optimizer, epochs * budget.steps)
 
-    def tower() -> Any:
-        return tmr.models.TwoTower(towers_specs(vocabulary, content), **TOWER, seed=seed)
+    def tower(features: tuple[str, ...] | None) -> Any:
+        return tmr.models.TwoTower(towers_specs(vocabulary, features), **TOWER, seed=seed)
 
     def completed(learner: Any) -> Any:
         return tmr.transfer.zero_shot(learner, train, seed=seed, **completion) if classes else learner
 
-    def on_tower(kind: Any, **options: Any) -> Any:
-        learner = kind(tower(), vocabulary=vocabulary, **options, seed=seed)
+    def on_tower(kind: Any, features: tuple[str, ...] | None = content, **options: Any) -> Any:
+        learner = kind(tower(features), vocabulary=vocabulary, **options, seed=seed)
         return trained(learner, TOWER_OPTIMIZER, TOWER_EPOCHS)
 
     def set_encoder() -> Any:
@@ -152,7 +154,7 @@ def fitted(
     makers: dict[str, Callable[[], Any]] = {
         "fine-tuning": lambda: on_tower(tmr.meta.FineTuning, **GRADIENT),
         "MAML": lambda: on_tower(tmr.meta.MAML, **GRADIENT),
-        "Ridge": lambda: on_tower(tmr.meta.Ridge, **FOLD_IN),
+        "Ridge": lambda: on_tower(tmr.meta.Ridge, None, **FOLD_IN),
         "Ridge on factors": lambda: completed(
             tmr.meta.Ridge(floors.on_factors(FOLDED), vocabulary=vocabulary, **FOLD_IN, seed=seed)
         ),

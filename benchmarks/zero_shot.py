@@ -225,12 +225,20 @@ def made_up(seed: int = 0) -> Split:
     return Split(parts, seed)
 
 
-def validation(train: Interactions) -> Split:
-    """A split of `train` in the image of the published states: newest films and some users held out."""
+def validation(train: Interactions, *, latest: bool = False) -> Split:
+    """A split of `train` in the image of the published states: newest films and some users held out.
+
+    Args:
+        latest: whether the users held out are those who came last, as those of the published states did, or any.
+    """
     years = train.items.select("item_id", "year")
     table = train.table.join(years, on="item_id", how="left", maintain_order="left")
-    users = table["user_id"].unique().sort().to_numpy()
-    held = np.random.default_rng(0).permutation(users)[: int(VALIDATION_USERS * len(users))]
+    if latest:
+        came = table.group_by("user_id").agg(pl.col("timestamp").min()).sort("timestamp", "user_id", descending=True)
+        users = came["user_id"].to_numpy()
+    else:
+        users = np.random.default_rng(0).permutation(table["user_id"].unique().sort().to_numpy())
+    held = users[: int(VALIDATION_USERS * len(users))]
     is_new = (table["year"] > table["year"].max() - NEW_YEARS).fill_null(False)
     is_cold = table["user_id"].is_in(pl.Series(held).implode())
     rows = {"train": ~is_new & ~is_cold, "item_cold": is_new & ~is_cold, "both_cold": is_new & is_cold}
