@@ -83,9 +83,10 @@ def problem(
         parts = {"user_cold" if name == "test" else name: part for name, part in split.parts.items()}
         split = Split(parts, split.seed, split.notes)
     dated = split.train.items is not None and "year" in split.train.items.columns
-    held = (
-        zero_shot.validation(split.train, latest=True) if dated else tmr.data.four_states(split.train, item_share=0.25)
-    )
+    if dated:
+        held = zero_shot.validation(split.train, latest=published is not None)
+    else:
+        held = tmr.data.four_states(split.train, item_share=0.25)
     return Problem(interactions.name, split, held, content)
 
 
