@@ -172,3 +172,17 @@ def test_tables_of_ratings_are_the_committed_figures():
                 of = measured[state, support, row[heading]]
                 said = " / ".join(short(of[metric], 3) for metric in ratings.METRICS)
                 assert row[state.replace("_", " ")] == said
+
+
+def test_choices_are_made_on_the_users_who_came_last():
+    users = np.repeat(np.arange(10), 3)
+    table = pl.DataFrame({"user_id": users, "item_id": np.tile([1, 2, 3], 10), "label": 3.0 + users % 2})
+    table = table.with_columns(timestamp=pl.Series((users * 7) % 10 * 100 + np.tile([0, 1, 2], 10)))
+    items = pl.DataFrame({"item_id": [1, 2, 3], "year": [1990.0, 1991.0, 1999.0]})
+    train = tmr.data.Interactions.from_frames(table, items=items, feedback="explicit")
+    held = ratings.zero_shot.validation(train, latest=True)
+    came_last = {7, 4}  # At 900 and at 800, a fifth of ten.
+    assert set(held["user_cold"].table["user_id"]) == came_last
+    assert set(held["both_cold"].table["user_id"]) == came_last
+    assert set(held["both_cold"].table["item_id"]) == {3}
+    assert not came_last & set(held.train.table["user_id"])
