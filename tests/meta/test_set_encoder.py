@@ -111,6 +111,17 @@ def test_with_implicit_feedback_nothing_is_contrasted(implicit, first_batch):
     assert learner._contrast_negatives(first_batch(implicit.episodes).support) is None
 
 
+def test_it_adapts_under_a_policy_that_computes_in_bfloat16(explicit, first_batch):
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        learner = SetEncoder(TwoTower(explicit.vocabulary, 3), representation=8)
+        weights = learner.adapt(first_batch(explicit.episodes).support).weights
+    finally:
+        keras.config.set_dtype_policy(policy)
+    assert all(weight.dtype == tf.float32 for weight in weights)
+
+
 def test_equal_seeds_give_equal_set_encoders(explicit, values_of):
     model = TwoTower(explicit.vocabulary, 3)
     first, again, other = (values_of(SetEncoder(model, seed=seed)) for seed in (5, 5, 6))

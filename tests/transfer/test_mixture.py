@@ -150,6 +150,20 @@ def test_the_support_is_on_no_list_and_an_item_counts_once(implicit):
     assert real.sum(1).tolist() == [implicit.n_items - 2] * 2  # All items, row 0 and the support left out.
 
 
+def test_a_row_of_no_item_at_minus_infinity_leaves_the_gate_finite(implicit):
+    rng = np.random.default_rng(6)
+    good, noise = rng.normal(size=(2, implicit.n_items))
+    good[0] = noise[0] = -np.inf  # As baselines have it.
+    taken = np.tile(np.argsort(-good)[:3], (8, 1))
+    taken[0, 0] = 0
+    own = support(np.ones(8, np.int64))
+    own.item["item_id"][:] = np.argsort(-good)[3]
+    members = {"good": Says(lambda i, k: good[i]), "noise": Says(lambda i, k: noise[i])}
+    mixture = Mixture(members, implicit)
+    assert np.isfinite(mixture._contested(own, taken)[0]).all()
+    assert mixture.fit(own, {"item_id": taken}).weights(1)["good"] > 0.5
+
+
 def test_awkward_arguments_are_refused(explicit, implicit):
     two = {"a": Says(lambda i, k: i), "b": Says(lambda i, k: i)}
     with pytest.raises(ValueError, match="`vocabulary` must be given: none of the members has one of its own"):

@@ -109,8 +109,9 @@ class SetEncoder(MetaLearner):
             for name, value in start.items()
         }
         width, seed = last.width - 1, self.seed
-        self._read = keras.layers.Dropout(dropout, seed=seed + 500)
-        self._told = keras.layers.Dropout(dropout, seed=seed + 501)
+        dtype = last.layer.variable_dtype  # Of what is read and told, whatever the policy computes in.
+        self._read = keras.layers.Dropout(dropout, seed=seed + 500, dtype=dtype)
+        self._told = keras.layers.Dropout(dropout, seed=seed + 501, dtype=dtype)
         options = {"dropout": dropout, "seed": seed}
         self._row_encoder = Tower(2 * width + 2, representation + heads, self.hidden, **options, name="row_encoder")
         options["seed"] = seed + 100

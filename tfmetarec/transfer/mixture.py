@@ -172,7 +172,8 @@ class Mixture:
                 rows.append(np.where(np.isfinite(np.take_along_axis(open_, top, axis=1)), top, 0))
             row = np.concatenate(rows, 1)
             kept.append((row > 0) & _first_of_its_kind(row))
-            parts.append(np.stack([np.take_along_axis(scores, row, axis=1) for scores in told], -1))
+            said = np.stack([np.take_along_axis(scores, row, axis=1) for scores in told], -1)
+            parts.append(np.where(kept[-1][..., None], said, 0))  # Baselines give row 0 minus infinity.
         return np.concatenate(parts), np.concatenate(kept)
 
 

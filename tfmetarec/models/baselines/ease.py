@@ -29,7 +29,7 @@ class EASE(Baseline):
             that suit long histories.
         early: float, greater than 0, or `None`. Items of a history after which what comes counts e times less; the
             rows of `Ratings` must then be in the order of time for each user. Defaults to `None`: all count alike.
-        prior: float, at least 0. What the most popular item gets without a support. Defaults to 0.
+        prior: float, at least 0. What is added to the score of the most popular item. Defaults to 0.
 
     Example:
     >>> import tfmetarec as tmr
