@@ -13,10 +13,9 @@ import tfmetarec as tmr
 from benchmarks import report, zero_shot
 from benchmarks.zero_shot import LISTED, MOST, SHORT, Tasks, predictions, tasks
 from tfmetarec.data import Interactions, Split, Vocabulary
-from tfmetarec.evaluation import metrics, paired_bootstrap
-from tfmetarec.models.baselines import BiasedMF, GlobalMean, ItemUserBias, Ratings
+from tfmetarec.evaluation import metrics, paired_bootstrap, ratings_of
+from tfmetarec.models.baselines import BiasedMF, GlobalMean, ItemUserBias
 from tfmetarec.tasks import Support
-from tfmetarec.tasks.table import TaskTable
 from tfmetarec.transfer.median import MedianRatings
 from tfmetarec.transfer.mixture import Mixture
 from tfmetarec.transfer.zero_shot import two_tower_from_vectors
@@ -104,9 +103,7 @@ class Floors(NamedTuple):
     def of(cls, train: Interactions, say: Say, quick: bool = False) -> "Floors":
         start = time.perf_counter()
         vocabulary = vocabulary_of(train)
-        table = TaskTable.build(train, vocabulary)
-        user, item = np.repeat(np.arange(1, len(table) + 1), table.sizes), table.items.features["item_id"][table.item]
-        ratings = Ratings(user, item, table.label, len(table) + 1, vocabulary.n_items)
+        ratings = ratings_of(train, vocabulary)
         turns = {"iterations": 2} if quick else {}
         factorizations = (BiasedMF(factors, **turns) for factors in FACTORIZATIONS.values())
         made: list[Any] = [GlobalMean(), ItemUserBias(), *factorizations]

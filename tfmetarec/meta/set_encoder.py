@@ -49,7 +49,8 @@ class SetEncoder(MetaLearner):
         shrinkage: float, greater than 0. As if so many more rows had said nothing. Where it starts: it is learned, as
             a logarithm. Defaults to 5.
         level_shrinkage: float, greater than 0. The same for the level. Defaults to 5.
-        **options: of `MetaLearner`, except `adapted`. `seed` is that of the MLPs too.
+        **options: of `MetaLearner`, except `adapted`. `seed` is that of the MLPs too. `contrast` has no effect on
+            adapting: nothing is contrasted.
 
     Raises:
         ValueError: for an option out of range, or a model whose score is not linear in its last layer.

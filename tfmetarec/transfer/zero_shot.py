@@ -280,7 +280,9 @@ def two_tower_from_vectors(
     """
     vectors = np.asarray(vectors, np.float32)
     specs = vocabulary.specs if isinstance(vocabulary, Vocabulary) else vocabulary
-    n_items = next(spec.size for spec in specs.item if spec.name == "item_id")
+    n_items = next((spec.size for spec in specs.item if spec.name == "item_id"), None)
+    if n_items is None:
+        raise ValueError("`vocabulary` must have the feature `item_id`, to which the vectors belong. Received: none")
     if vectors.ndim != 2 or len(vectors) != n_items or vectors.shape[1] < 2:
         raise ValueError(
             f"`vectors` must have shape ({n_items}, D + 1), a row for each of the vocabulary. Received: {vectors.shape}"
