@@ -50,7 +50,7 @@ docs: $(STAMP) ## The documentation as a site that needs no network: site/index.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 notebooks: $(STAMP) ## Run every notebook in full and keep what it shows
-	$(BIN)/python -c 'from nbclient.cli import main; main()' --inplace --NotebookClient.record_timing=False notebooks/*.ipynb
+	$(BIN)/python notebooks/run.py
 
 lock: ## Renew requirements/lock.txt from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml requirements/build.in --extra dev --extra report --extra pretrained --extra docs \

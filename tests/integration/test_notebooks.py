@@ -46,7 +46,7 @@ def run_quickly(number: str, last: str, where: Path) -> None:
     copy = where / "notebook.ipynb"
     copy.write_text(json.dumps(content))
     ran = subprocess.run(
-        [sys.executable, "-c", "from nbclient.cli import main; main()", str(copy), "--timeout=900"],
+        [sys.executable, str(NOTEBOOKS[0].parent / "run.py"), str(copy)],
         cwd=where,
         env={**os.environ, "TFMETAREC_QUICK": "1"},
         capture_output=True,
