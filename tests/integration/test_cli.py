@@ -23,7 +23,7 @@ from tfmetarec.data.whole_file import write_whole
 SMALL = {
     "name": "small",
     "data": {"source": "synthetic", "options": {"n_users": 120, "n_items": 80, "seed": 3}},
-    "vocabulary": {"min_item_users": 1},
+    "vocabulary": {"min_item_users": 1, "min_category_users": 1},
     "tasks": {"support": [0, 5], "query": 5, "negatives": 40},
     "model": {"embedding_dim": 8, "dropout": 0.0, "id_dropout": 0.2},
     "meta": {"inner_learning_rate": 1.0, "shrinkage": 2.0, "contrast": 40},
@@ -170,10 +170,11 @@ def test_a_report_is_made_of_a_run_that_was_judged(
     assert "Report: run/report.html" in printed
     text = (run / "report.html").read_text()
     for heading in (
-        "Users never seen", "Who wins, who loses", "Steps of adaptation", "Groups of users", "Groups of items",
+        "Users never seen", "Who wins, who loses", "Steps of adaptation", "Groups of items",
         "What lists are like", "What a score is worth", "Training", "One user", "Similar items",
     ):  # fmt: skip
         assert f"<h2>{heading}</h2>" in text
+    assert "<h2>Groups of users</h2>" not in text  # Each of them is too small.
     rows = json.loads((run / "metrics.json").read_text())["rows"]
     shown = next(r for r in rows if (r["learner"], r["K"], r["metric"]) == ("MAML", 5, "recall@10"))
     assert f"{shown['mean']:.4f}".replace("0.", ".", 1) in text
