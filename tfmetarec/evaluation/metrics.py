@@ -283,7 +283,8 @@ def positive_from(low: float, high: float) -> float:
     """From which rating on one counts as positive, where nobody says: three quarters of the way up the scale.
 
     Args:
-        low, high: float. The ends of the scale.
+        low: float. The lowest rating.
+        high: float. The highest one.
 
     >>> positive_from(1, 5), positive_from(0.5, 5)
     (4.0, 3.875)
