@@ -287,9 +287,7 @@ def choose(case: Problem, names: Any, budget: Budget, say: Say) -> Chosen:
                     thresholds[name, new] = MedianRatings(None, scale).fit_scores(scores, labels).thresholds
         if not new:
             full = said[MIXTURE if MIXTURE in said else FLOORS[-1]][0].ravel()
-            good = (
-                parts[0].table.label[parts[0].query].ravel() >= metrics.positive_from(min(scale), max(scale))
-            ).astype(int)
+            good = liked(parts[0], scale)
             cut = {metric: metrics.best_threshold(good, full, metric) for metric in ("accuracy", "f1")}
     return Chosen(gates, thresholds, cut, ablation)
 
@@ -412,9 +410,7 @@ def measured(
                     single.append(pl.DataFrame({**case_, "user_id": asked.table.keys, **rows}))
             if state == "user_cold" and shown == "all":
                 best = MIXTURE if MIXTURE in said else FLOORS[-1]
-                good = (asked.table.label[asked.query].ravel() >= metrics.positive_from(min(scale), max(scale))).astype(
-                    int
-                )
+                good = liked(asked, scale)
                 binary += [
                     {"seed": seed, "classifier": f"{best}, best {metric} on validation"}
                     | metrics.classification(good, said[best].ravel(), threshold)
