@@ -212,7 +212,8 @@ def evaluate(
     learners = experiment.learners(config, run)
     with console.status("preparing") as status:
         prepared = experiment.prepare(config)
-        if compare is not None:  # A wrong name shows now, and not after judging.
+        experiment.check_metric(config, prepared.vocabulary, metric)  # What is wrong shows now, and not after judging.
+        if compare is not None:
             experiment.check_compared(compare, [*(prepared.floors if config.evaluation.floors else ()), *learners])
         table = experiment.evaluate(
             config,

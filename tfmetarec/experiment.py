@@ -385,6 +385,16 @@ def compare(table: evaluation.ColdStartTable, a: str, b: str, metric: str | None
     return said
 
 
+def check_metric(config: Config, vocabulary: data.Vocabulary, metric: str | None) -> None:
+    """Refuses a metric that the table of a run will not have.
+
+    Raises:
+        ValueError: naming those that it will.
+    """
+    if metric is not None:
+        evaluation.check_metric(metric, evaluation.metric_names(vocabulary, config.evaluation.top_k))
+
+
 def check_compared(names: Sequence[str], known: Sequence[str]) -> None:
     """Refuses names that are not those of learners in the table.
 

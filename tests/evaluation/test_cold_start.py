@@ -8,7 +8,7 @@ import pytest
 
 import tfmetarec as tmr
 from tfmetarec.data import Interactions, Vocabulary
-from tfmetarec.evaluation import ColdStartTable, cold_start, fitted_floors
+from tfmetarec.evaluation import ColdStartTable, cold_start, fitted_floors, metric_names
 
 
 class Oracle:
@@ -121,6 +121,7 @@ def test_comparing_a_learner_with_itself_finds_nothing() -> None:
     assert table.pivot().columns == ["learner", "0", "5"]
     with pytest.raises(KeyError, match="no learner 'nobody' at K=5"):
         table.compare("nobody", "popularity", 5)
+    assert table.summary["metric"].unique(maintain_order=True).to_list() == metric_names(vocabulary)
     with pytest.raises(ValueError, match=r"`metric` must be one of recall@20.*Received: metric='mae'"):
         table.pivot("mae")
 
@@ -199,6 +200,7 @@ def test_a_list_longer_than_the_catalogue_is_noted() -> None:
     found = cold_start({"o": Oracle(np.zeros(9))}, shop(), vocabulary=Vocabulary.fit(shop()), shots=(1,), query=1)
     assert "the catalogue has 8 items: lists are that long" in found.notes
     assert "recall@8" in found.summary["metric"].to_list()
+    assert found.summary["metric"].to_list() == metric_names(Vocabulary.fit(shop()), 20)
 
 
 def test_figures_by_user_are_those_of_one_k_or_the_mean_over_all() -> None:

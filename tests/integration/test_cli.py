@@ -140,6 +140,10 @@ def test_any_two_learners_are_compared_in_words(
     again = ["evaluate", "run", "--predictions", "--compare", "MAML", "nobody"]
     told = said(*again, monkeypatch=monkeypatch, capsys=capsys, where=run.parent, code=1)
     assert "`compare` must name learners of the table; there are popularity, " in told
+    told = said(
+        "evaluate", "run", "--metric", "recall@5", monkeypatch=monkeypatch, capsys=capsys, where=run.parent, code=1
+    )
+    assert "`metric` must be one of recall@10, " in told
     assert (run / "metrics.parquet").stat().st_mtime_ns == before  # Refused before anything was judged.
 
 

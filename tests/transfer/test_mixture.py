@@ -143,11 +143,12 @@ def test_the_gate_hands_over_between_rankings_too(implicit):
 def test_the_support_is_on_no_list_and_an_item_counts_once(implicit):
     member = Says(lambda i, k: -1.0 * i)
     mixture = Mixture({"a": member, "b": member}, implicit)
-    own = support([1, 1])
+    own = support([1, 0])
     own.item["item_id"][:] = [[3], [5]]
     said, real = mixture._contested(own, np.array([[2], [2]]))
     assert said.shape == (2, 1 + 2 * (implicit.n_items - 1), 2)
-    assert real.sum(1).tolist() == [implicit.n_items - 2] * 2  # All items, row 0 and the support left out.
+    # All items, row 0 and the support left out; what lies past its length is no support.
+    assert real.sum(1).tolist() == [implicit.n_items - 2, implicit.n_items - 1]
 
 
 def test_a_row_of_no_item_at_minus_infinity_leaves_the_gate_finite(implicit):
@@ -177,3 +178,5 @@ def test_awkward_arguments_are_refused(explicit, implicit):
         Mixture(two, implicit).fit(support([1]), item, np.ones((1, 1)))
     with pytest.raises(ValueError, match="`fit` is called with `labels`, the ratings for explicit feedback"):
         Mixture(two, explicit).fit(support([1]), item)
+    with pytest.raises(ValueError, match="`support` must hold at least one user. Received: none"):
+        Mixture(two, implicit).fit(support([]), item)

@@ -7,8 +7,10 @@ from tfmetarec.evaluation.cold_start import (
     LOWER_IS_BETTER,
     ColdStartTable,
     Recommender,
+    check_metric,
     cold_start,
     fitted_floors,
+    metric_names,
     ratings_of,
 )
 from tfmetarec.evaluation.cold_states import by_state, cold_states
@@ -30,6 +32,7 @@ __all__ = [
     "bootstrap_mean",
     "by_state",
     "calibration",
+    "check_metric",
     "cold_start",
     "cold_states",
     "cross_domain",
@@ -38,6 +41,7 @@ __all__ = [
     "fitted_floors",
     "item_groups",
     "lists",
+    "metric_names",
     "metrics",
     "monitor_of",
     "paired_bootstrap",

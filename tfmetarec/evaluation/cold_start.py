@@ -105,8 +105,7 @@ class ColdStartTable:
         names = self.summary["metric"].unique(maintain_order=True).to_list()
         if metric is None:
             return next(name for name in names if name.split("@")[0] == HEADLINE[self.feedback])
-        if metric not in names:
-            raise ValueError(f"`metric` must be one of {', '.join(names)}. Received: metric={metric!r}")
+        check_metric(metric, names)
         return metric
 
 
@@ -172,15 +171,14 @@ def cold_start(
         )
     table = TaskTable.build(interactions, vocabulary, min_interactions=width)
     slots, notes = in_order(table, width, order, seed), table.notes
+    judge = _judge(vocabulary, top_k, seed)
     if top_k > vocabulary.n_items - 1:
-        top_k = vocabulary.n_items - 1
-        notes = (*notes, f"the catalogue has {top_k} items: lists are that long")
+        notes = (*notes, f"the catalogue has {vocabulary.n_items - 1} items: lists are that long")
     if train is not None:
         fitted = fitted_floors(train, vocabulary, seed=seed)
         if same := sorted(set(fitted) & set(named)):
             raise ValueError(f"`recommenders` must not be called like a floor. Received: {same[0]!r}")
         named = {**fitted, **named}
-    judge = RankingJudge(vocabulary, top_k, seed) if feedback == "implicit" else RatingJudge(vocabulary, seed)
     kept: list[pl.DataFrame] = []
     written: list[pl.DataFrame] = []
     for name, recommender in named.items():
@@ -201,6 +199,28 @@ def cold_start(
             every.write_parquet(writing)
     per_user = pl.concat(kept)
     return ColdStartTable(summarized(per_user, confidence, seed), per_user, feedback, notes, confidence, every)
+
+
+def metric_names(vocabulary: Vocabulary, top_k: int = 20) -> list[str]:
+    """The metrics that a table has: those of rankings at `top_k`, or those of ratings."""
+    return list(_judge(vocabulary, top_k, seed=0).names)
+
+
+def check_metric(metric: str, names: Sequence[str]) -> None:
+    """Refuses what is no metric of a table that has these.
+
+    Raises:
+        ValueError: if it is none of them.
+    """
+    if metric not in names:
+        raise ValueError(f"`metric` must be one of {', '.join(names)}. Received: metric={metric!r}")
+
+
+def _judge(vocabulary: Vocabulary, top_k: int, seed: int) -> "RankingJudge | RatingJudge":
+    """A judge of the feedback; a list is no longer than the catalogue."""
+    if vocabulary.specs.feedback == "explicit":
+        return RatingJudge(vocabulary, seed)
+    return RankingJudge(vocabulary, min(top_k, vocabulary.n_items - 1), seed)
 
 
 def fitted_floors(train: Interactions, vocabulary: Vocabulary, *, seed: int = 0) -> dict[str, Recommender]:
@@ -281,6 +301,8 @@ class RankingJudge:
         self.ids, self.top_k, self.seed = vocabulary.item_ids, top_k, seed
         self.share = np.exp(vocabulary.catalogue["item_level"].astype(np.float64))  # Of training users.
         self.classes = class_vectors(vocabulary) if top_k > 1 else None
+        lists = ["novelty"] if self.classes is None else ["novelty", "diversity"]
+        self.names = [f"{name}@{top_k}" for name in (*metrics.RANKING, *lists)]
 
     def __call__(
         self, scores: np.ndarray, question: Question, table: TaskTable
@@ -288,18 +310,15 @@ class RankingJudge:
         """Figures `(T,)` by metric, and arrays `(T, ...)` from which they can be computed again."""
         top = metrics.top_items(scores, self.top_k, exclude=table.item[question.seen], seed=self.seed)
         relevant = table.item[question.query]
-        figures = {
-            **{name: metric(top, relevant) for name, metric in metrics.RANKING.items()},
-            "novelty": novelty(top, self.share),
-        }
+        figures = [*(metric(top, relevant) for metric in metrics.RANKING.values()), novelty(top, self.share)]
         if self.classes is not None:
-            figures["diversity"] = diversity(top, self.classes)
+            figures.append(diversity(top, self.classes))
         rows = {
             "item_id": self.ids[top],
             "score": np.take_along_axis(scores, top, axis=1),
             "relevant": self.ids[relevant],
         }
-        return {f"{name}@{self.top_k}": figure for name, figure in figures.items()}, rows
+        return dict(zip(self.names, figures, strict=True)), rows
 
 
 class RatingJudge:
@@ -310,6 +329,8 @@ class RatingJudge:
         seed: int, of the ties.
     """
 
+    names = ("mae", "rmse", "ndcg@5")
+
     def __init__(self, vocabulary: Vocabulary, seed: int):
         self.range, self.seed = vocabulary.label_range, seed
 
@@ -319,18 +340,18 @@ class RatingJudge:
         """Figures `(T,)` by metric, and arrays `(T, ...)` from which they can be computed again."""
         labels = table.label[question.query]
         clipped = np.clip(predicted, *self.range)
-        figures = {
-            "mae": metrics.mae(labels, clipped),
-            "rmse": metrics.rmse(labels, clipped),
-            "ndcg@5": metrics.rating_ndcg_at_k(labels, predicted, k=min(5, labels.shape[1]), seed=self.seed),
-        }
+        figures = (
+            metrics.mae(labels, clipped),
+            metrics.rmse(labels, clipped),
+            metrics.rating_ndcg_at_k(labels, predicted, k=min(5, labels.shape[1]), seed=self.seed),
+        )
         rows = {
             "item_id": table.items.ids.to_numpy()[table.item[question.query]],
             "score": predicted,  # nDCG orders by it.
             "rating": clipped,  # MAE and RMSE judge it.
             "label": labels,
         }
-        return figures, rows
+        return dict(zip(self.names, figures, strict=True)), rows
 
 
 def _lists(values: np.ndarray) -> pl.Series:

@@ -85,12 +85,14 @@ class Mixture:
             labels: the ratings `(T, Q)`; `None` with implicit feedback.
 
         Raises:
-            ValueError: if there are labels where there is nothing to rate, or none where there is.
+            ValueError: if there are labels where there is nothing to rate, or none where there is; if there is no user.
         """
         if (labels is None) != self.is_ranking:
             what = "without `labels`" if self.is_ranking else "with `labels`, the ratings"
             raise ValueError(f"`fit` is called {what} for {self.vocabulary.specs.feedback} feedback.")
         length = np.asarray(support.length)
+        if not len(length):
+            raise ValueError("`support` must hold at least one user. Received: none")
         if self.is_ranking:
             said, real = self._contested(support, np.asarray(item["item_id"]))
             n_query = np.shape(item["item_id"])[1]
@@ -161,12 +163,14 @@ class Mixture:
         parts, kept = [], []
         for part in _parts(len(taken)):
             own = Support(*(_slice(value, part) for value in support))
+            shown = np.asarray(own.item["item_id"])
+            shown = np.where(np.arange(shown.shape[1]) < np.asarray(own.length)[:, None], shown, 0)
             told, rows = [], [taken[part]]
             for member in self.members.values():
                 whole = np.array(member.score(member.adapt(own), self.vocabulary.catalogue), np.float32)
                 told.append(_standard(whole, whole))
                 open_ = told[-1].copy()
-                np.put_along_axis(open_, np.asarray(own.item["item_id"]), -np.inf, axis=1)  # Padding is row 0.
+                np.put_along_axis(open_, shown, -np.inf, axis=1)
                 open_[:, 0] = -np.inf
                 top = np.argpartition(-open_, depth - 1, axis=1)[:, :depth]
                 rows.append(np.where(np.isfinite(np.take_along_axis(open_, top, axis=1)), top, 0))
