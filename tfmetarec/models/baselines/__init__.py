@@ -9,6 +9,7 @@ never recommended.
 """
 
 from tfmetarec.models.baselines.base import Baseline, Ratings
+from tfmetarec.models.baselines.bayesian_mf import BayesianMF
 from tfmetarec.models.baselines.biased_mf import BiasedMF
 from tfmetarec.models.baselines.ease import EASE
 from tfmetarec.models.baselines.global_mean import GlobalMean
@@ -20,6 +21,7 @@ from tfmetarec.models.baselines.popularity import Popularity
 __all__ = [
     "EASE",
     "Baseline",
+    "BayesianMF",
     "BiasedMF",
     "GlobalMean",
     "ImplicitALS",
