@@ -189,7 +189,7 @@ def only_ids(vocabulary: Vocabulary) -> Any:
 
 
 def levers(case: Problem, budget: Budget, say: Say) -> report.Rows:
-    """What each choice in the set encoder is worth: validation users, alone and in equal parts with a floor; one seed."""
+    """What each choice in the set encoder is worth to validation users: alone, and in equal parts with a floor."""
     floors = Floors.of(case.held.train, say, budget.quick)
     vocabulary = floors.vocabulary
     less = Interactions.from_frames(
