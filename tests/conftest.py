@@ -1,5 +1,6 @@
 """Small planted data and the learning set-ups that many tests share."""
 
+import gc
 import os
 from typing import Any, NamedTuple
 
@@ -13,6 +14,12 @@ import pytest
 import tensorflow as tf
 
 import tfmetarec as tmr
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector what is imported by now: every search of Keras Tuner sends it through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 class Setting(NamedTuple):

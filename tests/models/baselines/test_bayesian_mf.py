@@ -33,14 +33,14 @@ def test_without_support_a_user_is_the_mean_user(fitted, support_of):
 
 def test_the_posterior_is_that_of_bayesian_regression():
     """With one dimension by hand: precision 2 + 3 (1 + 4), mean (2 * 1 + 3 (1 * 2 + 2 * 3)) / 17."""
-    mean, factor = posterior(
+    precision, right = posterior(
         np.array([[[1.0], [2.0], [0.0]]], np.float32),
         np.array([[2.0, 3.0, 0.0]], np.float32),
         Gaussian(np.array([1.0]), np.array([[2.0]])),
         3.0,
     )
-    assert factor.item() ** 2 == pytest.approx(17, rel=1e-5)
-    assert mean.item() == pytest.approx(26 / 17, rel=1e-5)
+    assert precision.item() == pytest.approx(17, rel=1e-5)
+    assert right.item() == pytest.approx(26, rel=1e-5)
 
 
 def test_vectors_are_drawn_with_the_mean_and_the_covariance_of_their_posterior():

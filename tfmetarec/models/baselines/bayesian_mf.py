@@ -81,6 +81,11 @@ class BayesianMF(Baseline):
         self.seed = at_least("seed", seed, 0)
 
     def _fit(self, ratings: Ratings) -> None:
+        # Thousands of tiny systems: where cores are shared, BLAS threads cost more than they bring.
+        with threadpool_limits(1, "blas"):
+            self._draw(ratings)
+
+    def _draw(self, ratings: Ratings) -> None:
         rng, width = np.random.default_rng(self.seed), self.factors + 2
         start = BiasedMF(self.factors, iterations=_STARTING_TURNS, seed=self.seed)
         start.fit(ratings)
@@ -113,12 +118,14 @@ class BayesianMF(Baseline):
     def _adapt(self, item: np.ndarray, label: np.ndarray, real: np.ndarray) -> np.ndarray:
         width = self.factors + 2
         state = np.zeros((len(item), len(self._kept) * width), np.float32)
-        for block in blocks(len(item), width * max(item.shape[1], width)):
-            target = np.where(real[block], label[block] - self.mean, 0).astype(np.float32)
-            for place, draw in enumerate(self._kept):
-                shown = draw.items[item[block]] * real[block][..., None]
-                mean, _ = posterior(shown, target, draw.users, draw.noise_precision)
-                state[block, place * width : (place + 1) * width] = mean
+        with threadpool_limits(1, "blas"):
+            for block in blocks(len(item), width * max(item.shape[1], width)):
+                target = np.where(real[block], label[block] - self.mean, 0).astype(np.float32)
+                for place, draw in enumerate(self._kept):
+                    shown = draw.items[item[block]] * real[block][..., None]
+                    precision, right = posterior(shown, target, draw.users, draw.noise_precision)
+                    mean = np.linalg.solve(precision, right[..., None])[..., 0]
+                    state[block, place * width : (place + 1) * width] = mean
         return state
 
     def _catalogue(self, state: np.ndarray) -> np.ndarray:
@@ -137,26 +144,25 @@ def draw_vectors(
     """Draws the vectors of one side anew, in place, given those of the other side `(n, D)` for each rating."""
     for rows, members, real in grouped:
         shown = others[members] * real[..., None]
-        mean, factor = posterior(shown, np.where(real, target[members], 0), prior, noise_precision)
-        noise = rng.standard_normal(mean.shape).astype(np.float32)
-        with threadpool_limits(1, "blas"):
-            vectors[rows] = mean + np.linalg.solve(factor.swapaxes(1, 2), noise[..., None])[..., 0]
+        precision, right = posterior(shown, np.where(real, target[members], 0), prior, noise_precision)
+        # With precision = F F', F'^-1 (F^-1 right + noise) has the mean and the covariance that are wanted.
+        factor = np.linalg.cholesky(precision)
+        noise = rng.standard_normal(right.shape).astype(np.float32)
+        drawn = np.linalg.solve(factor, right[..., None]) + noise[..., None]
+        vectors[rows] = np.linalg.solve(factor.swapaxes(1, 2), drawn)[..., 0]
 
 
 def posterior(
     shown: np.ndarray, target: np.ndarray, prior: Gaussian, noise_precision: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The posterior mean `(T, D)` and the Cholesky factor `(T, D, D)` of its precision, after `shown` `(T, S, D)`.
+    """The posterior after `shown` `(T, S, D)`: its precision `(T, D, D)`, and the same times its mean `(T, D)`.
 
     Padding is a row of zeros.
     """
     own = prior.precision.astype(np.float32)
     transposed = np.float32(noise_precision) * shown.swapaxes(1, 2)
-    with threadpool_limits(1, "blas"):
-        precision = transposed @ shown + own
-        right = (transposed @ target[..., None]) + (own @ prior.mean.astype(np.float32))[:, None]
-        factor = np.linalg.cholesky(precision)
-        return np.linalg.solve(precision, right)[..., 0], factor
+    right = (transposed @ target[..., None])[..., 0] + own @ prior.mean.astype(np.float32)
+    return transposed @ shown + own, right
 
 
 def draw_prior(rng: np.random.Generator, vectors: np.ndarray) -> Gaussian:
