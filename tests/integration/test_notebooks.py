@@ -63,23 +63,19 @@ def test_files_of_ones_own_become_a_table_and_a_picture(tmp_path: Path) -> None:
     run_quickly("02", "assert table.pivot().height == 6 and (run / 'report.html').exists()", tmp_path)
 
 
-@pytest.mark.slow
 def test_curves_over_shots_and_steps_are_drawn(tmp_path: Path) -> None:
     run_quickly("03", "assert over_steps.height == 6 and len(floors) == 4", tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.serving
 def test_two_versions_are_served_and_one_taken_back(tmp_path: Path) -> None:
     run_quickly("06", "assert tmr.export.retired_versions(base) == [2]", tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.serving
 def test_the_pipeline_from_one_domain_to_a_server_runs_on_a_tenth_of_the_households(tmp_path: Path) -> None:
     run_quickly("04", "assert len(found) == 5", tmp_path)
 
 
-@pytest.mark.slow
 def test_a_search_of_three_trials_runs_and_is_looked_at(tmp_path: Path) -> None:
     run_quickly("05", "assert found.trials.height == 3", tmp_path)

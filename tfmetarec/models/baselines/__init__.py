@@ -1,6 +1,6 @@
 """The floors: simple recommenders behind the two verbs of a meta-learner, `adapt` and `score`.
 
-A meta-learner earns its place only above these. Three predict ratings (explicit feedback), four rank a catalogue
+A meta-learner earns its place only above these. Four predict ratings (explicit feedback), four rank a catalogue
 (implicit feedback), and each is fitted once and then adapts to users that it has never seen, from their support alone.
 
 Only NumPy, SciPy and `implicit` are used. Letters for shapes: `T` tasks, `S` support rows, `N` candidates,
@@ -38,7 +38,7 @@ def floors(feedback: str, *, factors: int | None = None, seed: int = 0) -> list[
 
     Args:
         feedback: "explicit" (ratings to predict) or "implicit" (items to rank).
-        factors: int, at least 1. Dimensions of the factorisation. Defaults to its own default.
+        factors: int, at least 1. Dimensions of the factorisations. Defaults to their own default.
         seed: int, at least 0. Defaults to 0.
 
     Raises:
@@ -50,7 +50,8 @@ def floors(feedback: str, *, factors: int | None = None, seed: int = 0) -> list[
     """
     chosen = {} if factors is None else {"factors": factors}
     if feedback == "explicit":
-        return [GlobalMean(), ItemUserBias(), BiasedMF(**chosen, seed=seed)]
+        factorizations = (kind(**chosen, seed=seed) for kind in (BiasedMF, BayesianMF))
+        return [GlobalMean(), ItemUserBias(), *factorizations]
     if feedback == "implicit":
         return [Popularity(), ItemKNN(), EASE(), ImplicitALS(**chosen, seed=seed)]
     raise ValueError(f'`feedback` must be "explicit" or "implicit". Received: feedback={feedback!r}')
