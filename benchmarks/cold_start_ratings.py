@@ -21,7 +21,8 @@ from tfmetarec.transfer.mixture import Mixture
 from tfmetarec.transfer.zero_shot import two_tower_from_vectors
 
 STATES = ("warm", "user_cold", "item_cold", "both_cold")
-NEW = ("item_cold", "both_cold")
+KINDS = {"warm": ("warm",), "user_cold": ("user_cold",), "new items": ("item_cold", "both_cold")}
+WARM_SHARE = 0.1  # Of the ratings that are left for training, as in the published states.
 SUPPORTS = {"all": MOST, "5": SHORT}
 FACTORIZATIONS = {"MF fold-in": 32, "MF fold-in, 64 factors": 64, "MF fold-in, 128 factors": 128}
 BAYESIAN = "Bayesian MF"
@@ -87,7 +88,9 @@ def problem(
         held = zero_shot.validation(split.train, latest=published is not None)
     else:
         held = tmr.data.four_states(split.train, item_share=0.25)
-    return Problem(interactions.name, split, held, content)
+    is_warm = np.random.default_rng(0).random(len(held.train)) < WARM_SHARE
+    known = {"train": held.train.filter(pl.Series(~is_warm)), "warm": held.train.filter(pl.Series(is_warm))}
+    return Problem(interactions.name, split, Split({**held.parts, **known}, held.seed, held.notes), content)
 
 
 def vocabulary_of(train: Interactions) -> Vocabulary:
@@ -248,10 +251,10 @@ def askable(split: Split, states: Any) -> list[str]:
 
 
 class Chosen(NamedTuple):
-    """What validation users chose: the mixtures' gates and the medians' thresholds, for known items and new ones."""
+    """What was chosen on held-out ratings: the mixtures' gates and the medians' thresholds, for each of `KINDS`."""
 
-    gates: Mapping[bool, np.ndarray]
-    thresholds: Mapping[tuple[str, bool], np.ndarray]
+    gates: Mapping[str, np.ndarray]
+    thresholds: Mapping[tuple[str, str], np.ndarray]
     cut: Mapping[str, float]
     ablation: report.Rows
 
@@ -265,10 +268,10 @@ def choose(case: Problem, names: Any, budget: Budget, say: Say) -> Chosen:
     members = {name: found[name] for name in MEMBERS if name in found}
     gates, thresholds, cut, ablation = {}, {}, {}, []
     scale = tuple(np.unique(held.train.table["label"].to_numpy()).tolist())
-    for new in (False, True):
+    for kind, states in KINDS.items():
         parts = [
             tasks(held[state], vocabulary, seed, support)
-            for state in askable(held, NEW if new else ("user_cold",))
+            for state in askable(held, states)
             for support in (*SUPPORTS.values(), 20)
         ]
         if not parts:
@@ -277,17 +280,17 @@ def choose(case: Problem, names: Any, budget: Budget, say: Say) -> Chosen:
         if len(members) > 1:
             everything = Gathered.of(parts)
             mixture = Mixture(members, vocabulary).fit(everything.support, everything.item, everything.labels)
-            gates[new] = mixture.gate
+            gates[kind] = mixture.gate
             said[MIXTURE] = [predictions(mixture, part) for part in parts]
-            if not new:
+            if kind == "user_cold":
                 ablation = ablated(parts[:2], said, members, vocabulary, seed)
         labels = np.concatenate([part.table.label[part.query].ravel() for part in parts])
         for name in (*FLOORS[1:], MIXTURE):
             if name in said:
                 scores = np.concatenate([scores.ravel() for scores in said[name]])
                 if len(scale) <= 12:
-                    thresholds[name, new] = MedianRatings(None, scale).fit_scores(scores, labels).thresholds
-        if not new:
+                    thresholds[name, kind] = MedianRatings(None, scale).fit_scores(scores, labels).thresholds
+        if kind == "user_cold":
             full = said[MIXTURE if MIXTURE in said else FLOORS[-1]][0].ravel()
             good = liked(parts[0], scale)
             cut = {metric: metrics.best_threshold(good, full, metric) for metric in ("accuracy", "f1")}
@@ -390,17 +393,17 @@ def measured(
     scale = tuple(np.unique(case.split.train.table["label"].to_numpy()).tolist())
     frames, single, binary = [], [], []
     for state in askable(case.split, STATES):
-        new = state in NEW
-        if chosen.gates:  # Where there were no new items to choose on, the gate of known ones.
+        kind = next(kind for kind, states in KINDS.items() if state in states)
+        if chosen.gates:  # Where there was nothing to choose on, the gate of another kind.
             found[MIXTURE] = Mixture(members, vocabulary)
-            found[MIXTURE].gate = chosen.gates.get(new, chosen.gates[False])
+            found[MIXTURE].gate = chosen.gates.get(kind, next(iter(chosen.gates.values())))
         for shown, support in SUPPORTS.items():
             asked = tasks(case.split[state], vocabulary, seed, support)
             said = {name: predictions(one, asked) for name, one in found.items()}
             for name in list(said):
-                if (name, new) in chosen.thresholds:
+                if (name, kind) in chosen.thresholds:
                     medians = MedianRatings(None, scale)
-                    medians.thresholds = chosen.thresholds[name, new]
+                    medians.thresholds = chosen.thresholds[name, kind]
                     said[name + MEDIANS] = medians.of(said[name])
             for name, scores in said.items():
                 case_ = {"seed": seed, "state": state, "support": shown, "learner": name}

@@ -89,7 +89,10 @@ def test_states_of_ratings_are_judged_by_means_and_medians(tmp_path):
     budget = ratings.Budget(2, True)
     names = ["Ridge on factors", "set encoder on factors"]
     chosen = ratings.choose(case, names, budget, print)
-    assert False in chosen.gates
+    assert list(chosen.gates) == ["user_cold", "new items"]  # A tenth of 70 ratings is too little to be asked about.
+    known, held = set(case.held["warm"].table["user_id"]), case.held.train.table
+    assert known <= set(held["user_id"])
+    assert len(case.held["warm"]) == pytest.approx(0.1 * (len(case.held["warm"]) + len(held)), rel=0.1)
     floors = ratings.Floors.of(case.split.train, print)
     made = ratings.measured(case, floors, names, chosen, budget, 0, lambda text: None, True)
     rows = ratings.summary(made["users"])
