@@ -98,7 +98,7 @@ def vocabulary_of(train: Interactions) -> Vocabulary:
 
 
 class Floors(NamedTuple):
-    """What is learned once for all seeds, since a seed decides only where a factorisation starts."""
+    """What is learned once for all seeds, since a seed decides only where a factorisation starts and what is drawn."""
 
     vocabulary: Vocabulary
     found: dict[str, Any]

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from tfmetarec.models.baselines import BayesianMF, BiasedMF, ItemUserBias, Ratings
-from tfmetarec.models.baselines.bayesian_mf import Gaussian, draw_prior, draw_vectors, posterior
-from tfmetarec.models.baselines.blocks import groups
+from tfmetarec.models.baselines import BayesianMF, BiasedMF, ItemUserBias, Ratings, blocks
+from tfmetarec.models.baselines.bayesian_mf import Gaussian, draw_prior, draw_vectors, inner_products, packed, posterior
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +44,13 @@ def test_the_posterior_is_that_of_bayesian_regression():
 
 def test_vectors_are_drawn_with_the_mean_and_the_covariance_of_their_posterior():
     rng = np.random.default_rng(0)
-    others, owner = rng.normal(size=(5, 2)).astype(np.float32), np.repeat(np.arange(4000), 5)
-    target = np.tile(rng.normal(size=5), 4000).astype(np.float32)
+    others, target = rng.normal(size=(5, 2)).astype(np.float32), rng.normal(size=5).astype(np.float32)
+    ratings = packed(np.repeat(np.arange(4000), 5), np.tile(np.arange(5), 4000), np.tile(target, 4000), 2)
     prior = Gaussian(np.array([0.5, -1.0]), np.array([[2.0, 0.6], [0.6, 1.0]]))
     drawn = np.empty((4000, 2), np.float32)
-    draw_vectors(rng, drawn, groups(owner, 2), np.tile(others, (4000, 1)), target, prior, 1.5)
+    draw_vectors(rng, drawn, ratings, others, prior, 1.5)
     precision = prior.precision + 1.5 * others.T @ others
-    expected = np.linalg.solve(precision, prior.precision @ prior.mean + 1.5 * others.T @ target[:5])
+    expected = np.linalg.solve(precision, prior.precision @ prior.mean + 1.5 * others.T @ target)
     np.testing.assert_allclose(drawn.mean(0), expected, atol=0.03)  # Four standard errors.
     np.testing.assert_allclose(np.cov(drawn.T), np.linalg.inv(precision), atol=0.03)
 
@@ -101,12 +100,60 @@ def test_of_planted_tastes_it_tells_more_than_its_rivals(support_of):
     assert error["Bayesian MF"] < 0.7 * error["item+user bias"]
 
 
-def test_the_noise_is_found(ratings):
+def test_the_noise_is_found():
     _, rated, _ = planted(1)
     user, item = np.indices(rated.shape).reshape(2, -1) + 1
     found = BayesianMF(4).fit(Ratings(user, item, rated.ravel().astype(np.float32), 301, 61))
     noise = np.mean([draw.noise_precision for draw in found._kept]) ** -0.5
     assert noise == pytest.approx(0.5, rel=0.03)
+
+
+@pytest.mark.parametrize("scale", [2.0**-13, 2.0**10])
+def test_ratings_on_another_scale_are_predicted_on_that_scale(ratings, support_of, scale):
+    """Powers of two scale exactly, so that even the digits are the same."""
+    support = support_of([[3, 8, 1]], [[5.0, 1.0, 2.0]])
+    scaled = support._replace(label=scale * support.label)
+    plain = BayesianMF(2, draws=2, burn_in=2).fit(ratings)
+    other = BayesianMF(2, draws=2, burn_in=2).fit(ratings._replace(label=np.float32(scale) * ratings.label))
+    np.testing.assert_allclose(other.score(other.adapt(scaled)), scale * plain.score(plain.adapt(support)), rtol=1e-5)
+    found = [scale**2 * draw.noise_precision for draw in other._kept]
+    assert found == pytest.approx([draw.noise_precision for draw in plain._kept])
+
+
+def test_large_ratings_without_noise_are_learned():
+    truth, _, rng = planted(2)
+    user, item = np.nonzero(rng.random(truth.shape) < 0.4)
+    baseline = BayesianMF(4, draws=3).fit(Ratings(user + 1, item + 1, 1000 * truth[user, item], 301, 61))
+    assert max(draw.noise_precision for draw in baseline._kept) ** -0.5 < 50
+
+
+def test_of_many_ratings_without_noise_the_noise_is_a_hundredth_of_their_deviation():
+    user, item = np.indices((400, 200)).reshape(2, -1)
+    baseline = BayesianMF(1, draws=1).fit(Ratings(user + 1, item + 1, 512.0 * (user % 3 + item % 3), 401, 201))
+    assert baseline._kept[0].noise_precision ** -0.5 == pytest.approx(512 / 100)
+
+
+def test_ratings_that_are_all_the_same_are_what_is_predicted(support_of):
+    user, item = np.indices((40, 20)).reshape(2, -1) + 1
+    baseline = BayesianMF(2, draws=3).fit(Ratings(user, item, np.full(800, 0.1, np.float32), 41, 21))
+    scores = baseline.score(baseline.adapt(support_of([[1, 2, 3]], [[0.1, 0.1, 0.1]])))
+    np.testing.assert_allclose(scores[:, 1:], 0.1, atol=0.1)
+
+
+def test_draws_are_views_of_the_item_vectors(fitted):
+    width = fitted.factors + 2
+    for place, draw in enumerate(fitted._kept):
+        assert np.shares_memory(draw.items, fitted.items)
+        np.testing.assert_array_equal(draw.items, fitted.items[:, place * width : (place + 1) * width])
+
+
+def test_vectors_are_multiplied_in_blocks_too(ratings, monkeypatch):
+    users = np.random.default_rng(0).normal(size=(ratings.n_users, 3)).astype(np.float32)
+    items = np.random.default_rng(1).normal(size=(ratings.n_items, 3)).astype(np.float32)
+    whole = inner_products(users, items, ratings)
+    np.testing.assert_allclose(whole, (users @ items.T)[ratings.user, ratings.item], rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(blocks, "BLOCK_SIZE", 21)
+    np.testing.assert_array_equal(inner_products(users, items, ratings), whole)
 
 
 def test_seeds_decide_and_what_is_kept_is_as_many_as_asked_for(ratings):

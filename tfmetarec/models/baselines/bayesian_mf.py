@@ -12,7 +12,8 @@ from tfmetarec.models.baselines.biased_mf import BiasedMF
 from tfmetarec.models.baselines.blocks import blocks, groups
 
 _STARTING_TURNS = 5  # Of the factorisation from which the chain starts.
-_STARTING_PRECISION = 2.0  # Of the noise in ratings, before it is drawn.
+_STARTING_PRECISION = 2.0  # Of the noise, before it is drawn, in ratings that deviate by about 1.
+_MOST_PRECISION = 1e4  # A hundredth of the ratings' deviation as noise: with less, float32 could not factorise.
 _PRIOR_COUNT = 2.0  # As if the hyperpriors had seen so many vectors at 0.
 
 
@@ -23,8 +24,17 @@ class Gaussian(NamedTuple):
     precision: np.ndarray
 
 
+class Packed(NamedTuple):
+    """Ratings of owners who have about as many: `T` rows of owners, and of each the others' rows and the ratings."""
+
+    rows: np.ndarray
+    others: np.ndarray
+    target: np.ndarray
+    real: np.ndarray
+
+
 class Draw(NamedTuple):
-    """What a new user is folded into: one state of the chain."""
+    """What a new user is folded into: one state of the chain, in the units of the ratings."""
 
     items: np.ndarray
     users: Gaussian
@@ -47,7 +57,8 @@ class BayesianMF(Baseline):
     for taste.
 
     Vectors have two dimensions more than `factors`, in which item and user biases find room; the chain starts from a
-    `BiasedMF` of a few turns. An item without ratings has the items' mean vector.
+    `BiasedMF` of a few turns. An item without ratings has the items' mean vector. Ratings may have any scale: the chain
+    sees them divided by a power of two that makes their standard deviation about 1, as the hyperpriors suppose.
 
     Args:
         factors: int, at least 1. Defaults to 32.
@@ -87,33 +98,38 @@ class BayesianMF(Baseline):
 
     def _draw(self, ratings: Ratings) -> None:
         rng, width = np.random.default_rng(self.seed), self.factors + 2
+        scale = power_of_two(ratings.label)
         start = BiasedMF(self.factors, iterations=_STARTING_TURNS, seed=self.seed)
-        start.fit(ratings)
-        self.mean = start.mean
-        target = (ratings.label - self.mean).astype(np.float32)
+        start.fit(ratings._replace(label=ratings.label / scale))
+        self.mean = start.mean * scale
+        target = (ratings.label / scale - start.mean).astype(np.float32)
         # The columns are vector, bias, and a one that meets the other side's bias.
         items = np.c_[start.items, np.ones(ratings.n_items)].astype(np.float32)
         users = np.zeros((ratings.n_users, width), np.float32)
         of_users = Gaussian(np.eye(width)[-2], np.diag([3.0] * self.factors + [100.0, 3.0]))
         precision = _STARTING_PRECISION
-        user_groups, item_groups = list(groups(ratings.user, width)), list(groups(ratings.item, width))
+        of_each_user = packed(ratings.user, ratings.item, target, width)
+        of_each_item = packed(ratings.item, ratings.user, target, width)
         known_users, known_items = np.unique(ratings.user), np.unique(ratings.item)
+        unknown = np.setdiff1d(np.arange(ratings.n_items), known_items)
+        self.items = np.empty((ratings.n_items, self.draws * width), np.float32)
         self._kept: list[Draw] = []
-        draw_vectors(rng, users, user_groups, items[ratings.item], target, of_users, precision)
+        draw_vectors(rng, users, of_each_user, items, of_users, precision)
         for turn in range(self.burn_in + self.draws * self.thinning):
             of_items = draw_prior(rng, items[known_items])
-            draw_vectors(rng, items, item_groups, users[ratings.user], target, of_items, precision)
+            draw_vectors(rng, items, of_each_item, users, of_items, precision)
             of_users = draw_prior(rng, users[known_users])
-            draw_vectors(rng, users, user_groups, items[ratings.item], target, of_users, precision)
-            missed = target - np.einsum("nd,nd->n", users[ratings.user], items[ratings.item])
+            draw_vectors(rng, users, of_each_user, items, of_users, precision)
+            missed = target - inner_products(users, items, ratings)
             squares = float(np.square(missed, dtype=np.float64).sum())
-            precision = rng.gamma(1 + len(target) / 2, 1 / (1 + squares / 2))
+            precision = min(rng.gamma(1 + len(target) / 2, 1 / (1 + squares / 2)), _MOST_PRECISION)
             if turn >= self.burn_in and (turn - self.burn_in + 1) % self.thinning == 0:
-                kept = items.copy()
-                unknown = np.setdiff1d(np.arange(ratings.n_items), known_items)
+                place = len(self._kept) * width
+                kept = self.items[:, place : place + width]  # A view: nothing is held twice.
+                kept[:] = items
                 kept[unknown] = of_items.mean
-                self._kept.append(Draw(kept, of_users, precision))
-        self.items = np.concatenate([draw.items for draw in self._kept], axis=1)
+                kept *= scale
+                self._kept.append(Draw(kept, of_users, precision / scale**2))
 
     def _adapt(self, item: np.ndarray, label: np.ndarray, real: np.ndarray) -> np.ndarray:
         width = self.factors + 2
@@ -132,24 +148,46 @@ class BayesianMF(Baseline):
         return (self.mean + state @ self.items.T / len(self._kept)).astype(np.float32)
 
 
+def power_of_two(ratings: np.ndarray) -> float:
+    """The one next to the standard deviation: dividing by it rounds nothing. 1 where all ratings are the same."""
+    if ratings.min() == ratings.max():
+        return 1.0
+    return float(2 ** np.round(np.log2(ratings.std(dtype=np.float64))))
+
+
+def packed(owner: np.ndarray, other: np.ndarray, target: np.ndarray, width: int) -> list[Packed]:
+    """The ratings `target` `(n,)` by owner, in blocks for batched solves of `width` dimensions."""
+    return [
+        Packed(rows, other[members], np.where(real, target[members], 0), real)
+        for rows, members, real in groups(owner, width)
+    ]
+
+
+def inner_products(users: np.ndarray, items: np.ndarray, ratings: Ratings) -> np.ndarray:
+    """What vectors say of each rating, `(n,)`."""
+    said = np.empty(len(ratings.user), np.float32)
+    for block in blocks(len(said), users.shape[1]):
+        said[block] = np.einsum("nd,nd->n", users[ratings.user[block]], items[ratings.item[block]])
+    return said
+
+
 def draw_vectors(
     rng: np.random.Generator,
     vectors: np.ndarray,
-    grouped: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    ratings: Iterable[Packed],
     others: np.ndarray,
-    target: np.ndarray,
     prior: Gaussian,
     noise_precision: float,
 ) -> None:
-    """Draws the vectors of one side anew, in place, given those of the other side `(n, D)` for each rating."""
-    for rows, members, real in grouped:
-        shown = others[members] * real[..., None]
-        precision, right = posterior(shown, np.where(real, target[members], 0), prior, noise_precision)
+    """Draws the vectors of one side anew, in place, given those of the other side."""
+    for block in ratings:
+        shown = others[block.others] * block.real[..., None]
+        precision, right = posterior(shown, block.target, prior, noise_precision)
         # With precision = F F', F'^-1 (F^-1 right + noise) has the mean and the covariance that are wanted.
         factor = np.linalg.cholesky(precision)
         noise = rng.standard_normal(right.shape).astype(np.float32)
         drawn = np.linalg.solve(factor, right[..., None]) + noise[..., None]
-        vectors[rows] = np.linalg.solve(factor.swapaxes(1, 2), drawn)[..., 0]
+        vectors[block.rows] = np.linalg.solve(factor.swapaxes(1, 2), drawn)[..., 0]
 
 
 def posterior(
