@@ -4,8 +4,8 @@ A meta-learner earns its place only above these. Four predict ratings (explicit 
 (implicit feedback), and each is fitted once and then adapts to users that it has never seen, from their support alone.
 
 Only NumPy, SciPy, `implicit` and `threadpoolctl` are used. Letters for shapes: `T` tasks, `S` support rows, `N`
-candidates, `D` dimensions. Rows are vocabulary rows: row 0 stands for what was never seen, so it is never trained on and
-never recommended.
+candidates, `D` dimensions. Rows are vocabulary rows: row 0 stands for what was never seen, so it is never trained on
+and never recommended.
 """
 
 from tfmetarec.models.baselines.base import Baseline, Ratings
