@@ -16,8 +16,9 @@ import tensorflow as tf
 import tfmetarec as tmr
 
 
-def pytest_collection_finish() -> None:
-    """Spares the garbage collector what is imported by now: every search of Keras Tuner sends it through all of it."""
+@pytest.fixture(scope="module", autouse=True)
+def _spare_the_garbage_collector() -> None:
+    """What is there when a file begins stays: every trial of Keras Tuner sends the collector through all that may not."""
     gc.collect()
     gc.freeze()
 
