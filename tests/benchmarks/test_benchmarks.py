@@ -264,6 +264,7 @@ def checked(name: str, tmp_path: Path, *arguments: str) -> dict:
     return written["figures"]
 
 
+@pytest.mark.slow
 def test_input_pipeline_runs_quickly(tmp_path):
     figures = checked("input_pipeline", tmp_path)
     speeds, stages = figures.values()
@@ -288,6 +289,7 @@ def test_meta_epoch_runs_quickly_on_data_of_ones_own(tmp_path):
     assert by_name["MAML, loop over tasks"]["compile_s"] is None
 
 
+@pytest.mark.slow
 def test_meta_training_runs_quickly_and_without_peers(tmp_path):
     steps, tables = checked("meta_training", tmp_path).values()
     ways = [row["way"] for row in steps]

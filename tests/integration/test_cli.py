@@ -211,6 +211,7 @@ def test_runs_that_were_asked_otherwise_stand_side_by_side_with_a_warning(
     assert "<p>These runs differ in seed: a difference may be that of their users" in page.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.serving
 def test_an_exported_run_is_served_and_recommends(run: Path, serving: Callable) -> None:
     printed = tfmetarec("export", "run", cwd=run.parent)
@@ -362,6 +363,7 @@ def test_only_the_export_section_can_change_after_training(
     assert "`export.weights`: input should be 'float32', 'float16' or 'int8'. Received: 'int7'" in printed
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_says_how_to_go_on_and_ends_as_an_unbroken_one(run: Path, tmp_path: Path) -> None:
     longer = {
         **SMALL,
@@ -497,6 +499,7 @@ def test_serve_takes_the_flags_of_tensorflow_serving(tmp_path: Path) -> None:
         assert flag in printed
 
 
+@pytest.mark.slow
 def test_a_search_finds_a_configuration_that_training_reproduces(tmp_path: Path) -> None:
     search = {"trials": 2, "only": ["training.learning_rate", "model.embedding_dim"], "prune": False}
     small = {**SMALL, "meta": {**SMALL["meta"], "rival": None}, "tuning": search}

@@ -44,6 +44,9 @@ def parts(split, vocabulary):
     return build, episodes, ColdStartValidation(split.validation, shots=(0, 3), query=3, top_k=5)
 
 
+QUICK = {("hyperband", False), ("random", True)}
+
+
 def made(parts, **options):
     build, episodes, validation = parts
     space = {"rate": Range(1e-3, 1e-1, log=True), "width": Choice((4, 8))}
@@ -51,8 +54,15 @@ def made(parts, **options):
     return MetaHyperModel(build, episodes, **given)
 
 
-@pytest.mark.parametrize("kind", TUNERS)
-@pytest.mark.parametrize("plain", [False, True], ids=["hypermodel", "function"])
+# Two that differ in everything are quick enough; the others are slow ones.
+WAYS = [
+    pytest.param(kind, plain, id=f"{kind}-{name}", marks=() if (kind, plain) in QUICK else pytest.mark.slow)
+    for kind in TUNERS
+    for name, plain in (("hypermodel", False), ("function", True))
+]
+
+
+@pytest.mark.parametrize(("kind", "plain"), WAYS)
 def test_every_tuner_of_keras_tuner_tunes_a_learner(parts, tmp_path, kind, plain):
     tuner_class, options = TUNERS[kind]
     build, episodes, validation = parts

@@ -34,6 +34,7 @@ from tfmetarec.tuning.stopping import Deadline
 
 SCRIPT = Path(__file__).with_name("searching.py")
 OBJECTIVE = kt.Objective("val_loss", "min")
+KINDS = ["random", "hyperband", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("grid", "bayesian"))]
 
 
 def diary(folder):
@@ -50,7 +51,7 @@ def run(folder, workers=1, die_at=""):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.parametrize("kind", ["random", "grid", "bayesian", "hyperband"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_tuner_tries_the_defaults_first_and_finds_the_better_rate(searching, tmp_path, kind):
     ended = []
     tuner = searching.fit_line(
@@ -93,7 +94,7 @@ def test_a_search_killed_in_a_trial_goes_on_in_it_and_ends_as_an_unbroken_one(se
     ]
 
 
-@pytest.mark.parametrize("kind", ["random", "grid", "bayesian", "hyperband"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_finished_search_repeats_nothing_and_may_be_made_longer(searching, tmp_path, kind):
     short, long = tmp_path / "short", tmp_path / "long"
     for folder in (short, long):
