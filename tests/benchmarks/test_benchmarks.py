@@ -264,7 +264,6 @@ def checked(name: str, tmp_path: Path, *arguments: str) -> dict:
     return written["figures"]
 
 
-@pytest.mark.slow
 def test_input_pipeline_runs_quickly(tmp_path):
     figures = checked("input_pipeline", tmp_path)
     speeds, stages = figures.values()

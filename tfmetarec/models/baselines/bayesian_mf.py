@@ -53,8 +53,7 @@ class BayesianMF(Baseline):
         (P + a V' V)^-1 (P m + a V' (ratings - mean))
 
     with the draw's prior (m, P), noise precision a and item vectors V `(K, D)`, for all tasks in one batched solve; the
-    prediction is the mean over draws. Averaging is what it gains over `BiasedMF`, whose single vectors take some noise
-    for taste.
+    prediction is the mean over draws. `BiasedMF` has one vector for each item and one penalty for all directions.
 
     Vectors have two dimensions more than `factors`, in which item and user biases find room; the chain starts from a
     `BiasedMF` of a few turns. An item without ratings has the items' mean vector. Ratings may have any scale: the chain
